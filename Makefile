@@ -1,0 +1,37 @@
+# `make serve` and `make test` are all a newcomer needs; each builds what it stands on.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(VENV)/.serve: pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.serve
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,dev]'
+	@touch $@
+
+serve: $(VENV)/.serve  ## install, fetch and verify the backbone, serve on :8000
+	$(BIN)/nsnet backbone fetch
+	$(BIN)/nsnet serve
+
+test: $(VENV)/.dev  ## run every test
+	$(BIN)/nsnet backbone fetch
+	$(BIN)/pytest
+
+check: $(VENV)/.dev  ## lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## score a manifest over HTTP: make bench MANIFEST=path/to/manifest.csv
+	$(BIN)/nsnet backbone fetch
+	$(BIN)/python benchmarks/accuracy.py $(MANIFEST)
+
+.PHONY: help serve test check bench

@@ -1,0 +1,248 @@
+"""Patch selection by spectral entropy (paper, section 3.2).
+
+An image is cut, at native resolution, into N x N patches; those whose spectrum is most and least
+spread are tiled into the encoder's input. Nothing is ever resized: what tells a generated image is
+in its finest structure.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from model.errors import ImageTooSmallError
+
+# Large images offer thousands of candidates, which makes their extremes more extreme than a small
+# image's, and costs time; above this many canvases' worth the grid is spread thinner instead.
+MAX_CANDIDATE_CANVASES = 16
+# Grey levels. A patch below this deviation (saturated sky, letterbox bar, white page) says nothing.
+FLAT_STD = 1.0
+# Nats. The spread of the noise that breaks near-ties at random in training.
+TIE_NOISE = 0.02
+
+_LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as JPEG and Pillow's "L"
+
+
+class PatchRule(BaseModel):
+    """How an image becomes canvases; stored in the checkpoint, so training and serving agree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    patch_size: int = Field(224, ge=16, description="N: side of a patch, pixels")
+    canvas_size: int = Field(224, ge=16, description="side of the encoder's input, pixels")
+    canvases: int = Field(1, ge=1, le=16, description="canvases per image, from disjoint patches")
+    high_share: float = Field(
+        0.5, ge=0.0, le=1.0, description="share of patches of highest entropy; the rest are lowest"
+    )
+
+    @model_validator(mode="after")
+    def _patches_tile_the_canvas(self) -> "PatchRule":
+        if self.canvas_size % self.patch_size:
+            raise ValueError("patch_size must divide canvas_size")
+        return self
+
+    @property
+    def patches_per_canvas(self) -> int:
+        """49 for the paper's 32 px patches on 224 px; 1 for native windows."""
+        return (self.canvas_size // self.patch_size) ** 2
+
+    @property
+    def min_side(self) -> int:
+        """Smallest accepted image side, pixels: one reflection then fills a canvas."""
+        return self.canvas_size // 2
+
+
+PAPER_RULE = PatchRule(patch_size=32)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Selected patches of B images, K canvases each, P patches per canvas.
+
+    Attributes:
+        canvases: uint8 [B, K, 3, S, S].
+        boxes: int64 [B, K, P, 4], each (left, top, right, bottom) in original pixels.
+        entropies: float32 [B, K, P], nats.
+        sparse: whether the images had fewer patches than one canvas takes, so that some repeat or
+            were mirrored at the border.
+    """
+
+    canvases: Tensor
+    boxes: Tensor
+    entropies: Tensor
+    sparse: bool
+
+
+def spectral_entropy(grey: Tensor) -> Tensor:
+    """S = -sum p log p over the 2-D Fourier magnitudes p of each patch (paper, eq. 1-2).
+
+    The mean is taken out first: left in, the DC term holds up to 90 % of p and S measures
+    brightness.
+
+    Args:
+        grey: float [..., N, N].
+
+    Returns:
+        float [...], nats; 0 for a constant patch.
+    """
+    size = grey.shape[-1]
+    spectrum = torch.fft.rfft2(grey - grey.mean(dim=(-2, -1), keepdim=True)).abs()
+    # rfft2 keeps one of each conjugate pair: all columns but the first (and, for even N, the last)
+    # stand for two frequencies.
+    weight = torch.full((size // 2 + 1,), 2.0, device=grey.device, dtype=spectrum.dtype)
+    weight[0] = 1.0
+    if size % 2 == 0:
+        weight[-1] = 1.0
+    total = (spectrum * weight).sum(dim=(-2, -1))
+    # -sum p log p with p = m / total is log(total) - sum(m log m) / total: one pass, no division.
+    sum_m_log_m = (torch.xlogy(spectrum, spectrum) * weight).sum(dim=(-2, -1))
+    entropy = total.clamp_min(1e-12).log() - sum_m_log_m / total.clamp_min(1e-12)
+    return torch.where(total > 1e-3 * size, entropy, torch.zeros_like(entropy))
+
+
+def grid(side_y: int, side_x: int, patch: int, limit: int) -> tuple[list[int], list[int]]:
+    """Top and left offsets of the candidate patches.
+
+    ceil(side / N) positions are spread evenly from edge to edge, so neighbours overlap by less
+    than a patch and every pixel is seen: cropping to a multiple of N would lose up to a third of a
+    small image, padding would fake low-entropy patches. Above `limit` the grid thins out.
+    """
+    rows, columns = math.ceil(side_y / patch), math.ceil(side_x / patch)
+    if rows * columns > limit:
+        shrink = math.sqrt(limit / (rows * columns))
+        rows = min(max(1, int(rows * shrink)), limit)
+        columns = min(max(1, int(columns * shrink)), limit // rows)
+        rows = min(rows, limit // columns) if columns > 1 else min(math.ceil(side_y / patch), limit)
+        if rows == 1:
+            columns = min(math.ceil(side_x / patch), limit)
+    return _spread(side_y - patch, rows), _spread(side_x - patch, columns)
+
+
+def _spread(span: int, count: int) -> list[int]:
+    if count == 1:
+        return [span // 2]
+    return [round(i * span / (count - 1)) for i in range(count)]
+
+
+def select_patches(
+    images: Tensor, rule: PatchRule, *, generator: torch.Generator | None = None
+) -> Selection:
+    """Choose patches and tile them into canvases.
+
+    Deterministic without `generator`; with one (training), the grid starts at a random offset and
+    near-ties are broken at random.
+
+    Args:
+        images: uint8 [B, 3, H, W], sRGB, any device.
+        rule: patch size, canvas size, canvases per image, share of high-entropy patches.
+        generator: CPU generator for the training-time augmentation.
+
+    Raises:
+        ImageTooSmallError: a side is below `rule.min_side`.
+    """
+    height, width = images.shape[-2:]
+    if min(height, width) < rule.min_side:
+        raise ImageTooSmallError(width, height, rule.min_side)
+    size, per_canvas = rule.patch_size, rule.patches_per_canvas
+    top = left = 0
+    if generator is not None:
+        top = _random_offset(height, size, generator)
+        left = _random_offset(width, size, generator)
+        images = images[..., top:, left:]
+    rows_of, columns_of = (_mirrored(side, size, images.device) for side in images.shape[-2:])
+    limit = MAX_CANDIDATE_CANVASES * per_canvas
+    tops, lefts = grid(len(rows_of), len(columns_of), size, limit)
+
+    patches = _gather(images, rows_of, columns_of, tops, lefts, size)  # [B, n, 3, N, N] uint8
+    luma = torch.tensor(_LUMA, device=images.device).view(3, 1, 1)
+    grey = (patches.float() * luma).sum(dim=2)  # [B, n, N, N]
+    entropy = spectral_entropy(grey)  # [B, n]
+    flat = grey.flatten(-2).std(dim=-1) < FLAT_STD
+
+    count = entropy.shape[1]
+    canvases = min(rule.canvases, max(1, count // per_canvas))
+    chosen = _choose(entropy, flat, canvases * per_canvas, rule.high_share, generator)
+    # Rank r goes to canvas r mod K, so that every canvas gets the same mix of high and low.
+    chosen = chosen.view(-1, per_canvas, canvases).transpose(1, 2)  # [B, K, P]
+
+    index = chosen.flatten(1)[..., None, None, None]
+    tiles = patches.gather(1, index.expand(-1, -1, *patches.shape[2:]))
+    corners = torch.tensor([(y, x) for y in tops for x in lefts], device=images.device)
+    return Selection(
+        canvases=_tile(tiles.view(*chosen.shape, *patches.shape[2:]), rule.canvas_size),
+        boxes=_boxes(corners[chosen], size, (height, width), (rows_of, columns_of), (top, left)),
+        entropies=entropy.gather(1, chosen.flatten(1)).view(chosen.shape),
+        sparse=count < per_canvas or min(images.shape[-2:]) < size,
+    )
+
+
+def _random_offset(side: int, patch: int, generator: torch.Generator) -> int:
+    slack = min(patch, side - patch) if side > patch else 0
+    return int(torch.randint(slack + 1, (), generator=generator))
+
+
+def _mirrored(side: int, patch: int, device: torch.device) -> Tensor:
+    """Pixel index along one axis; an axis shorter than a patch is mirrored at both ends."""
+    missing = max(0, patch - side)
+    index = torch.arange(-(missing // 2), side + missing - missing // 2, device=device)
+    index = index.abs()
+    return torch.where(index >= side, 2 * (side - 1) - index, index)
+
+
+def _gather(
+    images: Tensor, rows: Tensor, columns: Tensor, tops: list[int], lefts: list[int], size: int
+) -> Tensor:
+    """uint8 [B, n, 3, N, N]: only the candidates' pixels are ever touched."""
+    y = torch.cat([rows[t : t + size] for t in tops])
+    x = torch.cat([columns[t : t + size] for t in lefts])
+    cut = images.index_select(-2, y).index_select(-1, x)
+    cut = cut.view(-1, 3, len(tops), size, len(lefts), size)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, len(tops) * len(lefts), 3, size, size)
+
+
+def _choose(
+    entropy: Tensor, flat: Tensor, needed: int, high_share: float, generator: torch.Generator | None
+) -> Tensor:
+    """Indices int64 [B, needed] by rank: the highest first, then the lowest, flat patches last."""
+    if generator is not None:
+        noise = torch.randn(entropy.shape, generator=generator).to(entropy.device)
+        entropy = entropy + TIE_NOISE * noise
+    count = entropy.shape[1]
+    high = round(min(needed, count) * high_share)
+    # A stable sort: equal entropies keep raster order, so inference is deterministic.
+    falling = torch.where(flat, -math.inf, entropy).argsort(dim=1, descending=True, stable=True)
+    chosen = falling[:, :high]
+    taken = torch.zeros_like(flat).scatter_(1, chosen, value=True)
+    rank = torch.where(flat, 1e6, entropy).masked_fill(taken, math.inf)
+    rising = rank.argsort(dim=1, stable=True)
+    chosen = torch.cat([chosen, rising[:, : min(needed, count) - high]], dim=1)
+    repeats = math.ceil(needed / chosen.shape[1])
+    return chosen.repeat(1, repeats)[:, :needed]
+
+
+def _tile(tiles: Tensor, canvas: int) -> Tensor:
+    """[B, K, P, 3, N, N] -> [B, K, 3, S, S], row by row."""
+    batch, canvases, _, _, size, _ = tiles.shape
+    side = canvas // size
+    tiles = tiles.view(batch, canvases, side, side, 3, size, size)
+    return tiles.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, canvases, 3, canvas, canvas)
+
+
+def _boxes(
+    corners: Tensor,
+    size: int,
+    image: tuple[int, int],
+    axes: tuple[Tensor, Tensor],
+    offset: tuple[int, int],
+) -> Tensor:
+    """Boxes in original pixels; where an axis was mirrored, the part of it that is real."""
+    start, end = [], []
+    for axis in (1, 0):  # x, then y
+        missing = max(0, size - (image[axis] - offset[axis]))
+        low = corners[..., axis] - missing // 2 + offset[axis]
+        start.append(low.clamp_min(0))
+        end.append((low + size).clamp_max(image[axis]))
+    del axes
+    return torch.stack([*start, *end], dim=-1)

@@ -1,0 +1,93 @@
+"""What the web does to images, done to both classes by one distribution.
+
+Real sets are mostly JPEG and generated ones mostly PNG, with sizes of their own; a detector learns
+that unless every image, of either class, is re-saved, rescaled and cut the same way.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+Rng = np.random.Generator
+
+EQUALISED_MIN_SIDE = 240
+EQUALISED_MAX_SIDE = 1024
+_RESAMPLINGS = (
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.LANCZOS,
+    Image.Resampling.BOX,
+)
+
+
+def recompress(image: Image.Image, codec: str, quality: int, subsampling: int = -1) -> Image.Image:
+    """Save and read back; JPEG's chroma subsampling is 0 (4:4:4), 2 (4:2:0) or -1 (its default)."""
+    buffer = io.BytesIO()
+    if codec == "JPEG":
+        image.save(buffer, codec, quality=quality, subsampling=subsampling)
+    else:
+        image.save(buffer, codec, quality=quality, method=2)
+    return Image.open(buffer).convert("RGB")
+
+
+def equalise(image: Image.Image, rng: Rng) -> Image.Image:
+    """The evaluation's 'equalised' copy: nothing of its format, size or JPEG grid is left.
+
+    Rescaled by 0.6-0.95 (short side >= 240 px, long side <= 1024 px), 0-15 px cut from top and
+    left, saved as JPEG 75.
+    """
+    width, height = image.size
+    scale = rng.uniform(0.6, 0.95)
+    scale = max(scale, EQUALISED_MIN_SIDE / min(width, height))
+    scale = min(scale, EQUALISED_MAX_SIDE / max(width, height))
+    image = resize(image, scale, Image.Resampling.LANCZOS)
+    left, top = (int(v) for v in rng.integers(0, 16, 2))
+    image = image.crop((left, top, image.width, image.height))
+    return recompress(image, "JPEG", 75)
+
+
+def resize(image: Image.Image, scale: float, resampling: Image.Resampling) -> Image.Image:
+    """Scale both sides; never below one pixel."""
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, resampling)
+
+
+def degrade(image: Image.Image, rng: Rng, *, min_side: int) -> Image.Image:
+    """One random history of a shared image, the same distribution for both classes.
+
+    Resize 0.5-1.5 (80 %), random cut of up to 15 px and a flip, blur (10 %), sensor-like noise
+    (10 %), then one or two rounds of JPEG 40-100 or WebP 50-100 (90 %).
+
+    Args:
+        image: RGB.
+        rng: the only source of randomness.
+        min_side: the result's sides are not taken below this, where the original's were not.
+    """
+    if rng.random() < 0.8:
+        scale = float(np.exp(rng.uniform(np.log(0.5), np.log(1.5))))
+        scale = max(scale, (min_side + 16) / min(image.size))
+        image = resize(image, scale, _RESAMPLINGS[rng.integers(len(_RESAMPLINGS))])
+    room = max(0, min(15, min(image.size) - min_side))
+    left, top = (int(v) for v in rng.integers(0, room + 1, 2))
+    image = image.crop((left, top, image.width, image.height))
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if rng.random() < 0.1:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
+    if rng.random() < 0.1:
+        pixels = np.asarray(image, dtype=np.float32)
+        pixels = pixels + rng.normal(0.0, rng.uniform(1.0, 6.0), pixels.shape)
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    if rng.random() < 0.9:
+        image = _shared(image, rng)
+        if rng.random() < 0.2:
+            image = _shared(image, rng)
+    return image
+
+
+def _shared(image: Image.Image, rng: Rng) -> Image.Image:
+    if rng.random() < 0.75:
+        subsampling = (0, 2)[int(rng.random() < 0.8)]
+        return recompress(image, "JPEG", int(rng.integers(40, 101)), subsampling)
+    return recompress(image, "WEBP", int(rng.integers(50, 101)))
