@@ -85,7 +85,7 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         array = tensors[name].detach().float().contiguous().numpy()
         digest.update(f"{name}{array.shape}".encode())
-        digest.update(array)
+        digest.update(array.data)
     return digest.hexdigest()
 
 
@@ -206,7 +206,7 @@ def dequantize_onnx(data: bytes) -> dict[str, Tensor]:
     Raises:
         BackboneError: the file is not such an export.
     """
-    import onnx  # a second to import, and only ever needed once per machine  # noqa: PLC0415
+    import onnx  # a second to import, and only ever needed once per machine
 
     try:
         graph = onnx.load_model_from_string(data).graph

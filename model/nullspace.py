@@ -37,7 +37,7 @@ class NullSpace:
         return torch.eye(self.basis.shape[0]) - self.basis @ self.basis.T
 
     def project(self, features: Tensor) -> Tensor:
-        """f P for features [..., d], as two thin products instead of a d x d one."""
+        """F P for features [..., d], as two thin products instead of a d x d one."""
         return project(features, self.basis)
 
 

@@ -112,11 +112,8 @@ def grid(side_y: int, side_x: int, patch: int, limit: int) -> tuple[list[int], l
     rows, columns = math.ceil(side_y / patch), math.ceil(side_x / patch)
     if rows * columns > limit:
         shrink = math.sqrt(limit / (rows * columns))
-        rows = min(max(1, int(rows * shrink)), limit)
-        columns = min(max(1, int(columns * shrink)), limit // rows)
-        rows = min(rows, limit // columns) if columns > 1 else min(math.ceil(side_y / patch), limit)
-        if rows == 1:
-            columns = min(math.ceil(side_x / patch), limit)
+        rows = max(1, min(limit, int(rows * shrink)))
+        columns = min(columns, limit // rows)
     return _spread(side_y - patch, rows), _spread(side_x - patch, columns)
 
 
@@ -172,7 +169,7 @@ def select_patches(
     corners = torch.tensor([(y, x) for y in tops for x in lefts], device=images.device)
     return Selection(
         canvases=_tile(tiles.view(*chosen.shape, *patches.shape[2:]), rule.canvas_size),
-        boxes=_boxes(corners[chosen], size, (height, width), (rows_of, columns_of), (top, left)),
+        boxes=_boxes(corners[chosen], size, (height, width), (top, left)),
         entropies=entropy.gather(1, chosen.flatten(1)).view(chosen.shape),
         sparse=count < per_canvas or min(images.shape[-2:]) < size,
     )
@@ -230,13 +227,7 @@ def _tile(tiles: Tensor, canvas: int) -> Tensor:
     return tiles.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, canvases, 3, canvas, canvas)
 
 
-def _boxes(
-    corners: Tensor,
-    size: int,
-    image: tuple[int, int],
-    axes: tuple[Tensor, Tensor],
-    offset: tuple[int, int],
-) -> Tensor:
+def _boxes(corners: Tensor, size: int, image: tuple[int, int], offset: tuple[int, int]) -> Tensor:
     """Boxes in original pixels; where an axis was mirrored, the part of it that is real."""
     start, end = [], []
     for axis in (1, 0):  # x, then y
@@ -244,5 +235,4 @@ def _boxes(
         low = corners[..., axis] - missing // 2 + offset[axis]
         start.append(low.clamp_min(0))
         end.append((low + size).clamp_max(image[axis]))
-    del axes
     return torch.stack([*start, *end], dim=-1)

@@ -1,0 +1,1 @@
+"""Evaluation: scores -> figures with intervals."""

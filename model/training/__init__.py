@@ -1,0 +1,1 @@
+"""Training: manifest -> augmented copies -> features of the frozen tower -> head -> calibration."""

@@ -76,9 +76,9 @@ def degrade(image: Image.Image, rng: Rng, *, min_side: int) -> Image.Image:
     if rng.random() < 0.1:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
     if rng.random() < 0.1:
-        pixels = np.asarray(image, dtype=np.float32)
-        pixels = pixels + rng.normal(0.0, rng.uniform(1.0, 6.0), pixels.shape)
-        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        pixels = np.asarray(image, dtype=np.float64)
+        noisy = pixels + rng.normal(0.0, rng.uniform(1.0, 6.0), pixels.shape)
+        image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
     if rng.random() < 0.9:
         image = _shared(image, rng)
         if rng.random() < 0.2:

@@ -1,0 +1,172 @@
+"""One safetensors file holds all that is ours: projector basis, head, LoRA deltas, calibration.
+
+The frozen tower is not in it; its digest is.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from model.errors import CheckpointError
+from model.nsnet import NSNet, NSNetConfig, merge_lora
+
+_KEY = "nsnet"
+_LORA = "lora."
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Thresholds(_Strict):
+    """Cuts on the calibrated score; between them the verdict is `uncertain`."""
+
+    real_below: float = Field(ge=0.0, le=1.0)
+    ai_above: float = Field(ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Thresholds":
+        if self.real_below > self.ai_above:
+            raise ValueError("real_below must not exceed ai_above")
+        return self
+
+
+class Calibration(_Strict):
+    """Platt scaling: score = sigmoid(slope * logit + intercept)."""
+
+    slope: float = Field(gt=0.0)
+    intercept: float
+    fitted_on: str = Field(description="which held-out logits gave the two numbers")
+
+
+class Projector(_Strict):
+    """What was removed (`nullspace.NullSpace`)."""
+
+    rank: int = Field(ge=0)
+    energy: float = Field(ge=0.0, le=1.0)
+    residual: float = Field(ge=0.0, le=1.0)
+    source: str = Field(description="which texts V was computed from")
+
+
+class Training(_Strict):
+    """Where the weights come from."""
+
+    command: str
+    revision: str = Field(description="git revision of the code")
+    data_sha256: str = Field(description="digest of the training manifest's rows")
+    images: dict[str, int] = Field(description="images per class")
+    groups: dict[str, int] = Field(description="generators and sources per class")
+    options: dict[str, Any]
+
+
+class Metadata(_Strict):
+    """All that a checkpoint says of itself; validated at load."""
+
+    format: int = Field(1, ge=1, le=1)
+    name: str = Field(pattern=r"^[a-z0-9.-]+$")
+    version: str = Field(pattern=r"^\d+\.\d+\.\d+$")
+    network: NSNetConfig
+    backbone_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    projector: Projector
+    calibration: Calibration
+    thresholds: Thresholds
+    training: Training
+    evaluation: dict[str, Any] = Field(description="held-out figures, each with its conditions")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A validated checkpoint file.
+
+    Attributes:
+        metadata: what it says of itself.
+        tensors: `basis`, `head.*`, and `lora.<parameter>.down|up`; finite, float32.
+        sha256: digest of the file.
+    """
+
+    metadata: Metadata
+    tensors: dict[str, Tensor]
+    sha256: str
+
+
+def save_checkpoint(path: Path, model: NSNet, metadata: Metadata) -> None:
+    """Write `model` without its tower.
+
+    LoRA deltas are written by whoever trained them, under `lora.`; a merged tower has none left.
+    """
+    tensors = {
+        name: tensor.detach().float().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("visual.")
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={_KEY: metadata.model_dump_json()})
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and validate a checkpoint, without building anything.
+
+    Raises:
+        CheckpointError: missing, not safetensors, invalid metadata, or a non-finite tensor.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError:
+        raise CheckpointError(f"no checkpoint can be read at {path} (NSNET_CHECKPOINT)") from None
+    try:
+        tensors = load(data)
+        with safetensors.safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except safetensors.SafetensorError:
+        raise CheckpointError(f"{path} is not a safetensors file") from None
+    if text is None:
+        raise CheckpointError(f"{path} is not an NS-Net checkpoint: it has no {_KEY!r} metadata")
+    try:
+        metadata = Metadata.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path}: metadata field {where}: {first['msg']}") from None
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: tensor {name} is not finite")
+    return Checkpoint(metadata, tensors, hashlib.sha256(data).hexdigest())
+
+
+def build_model(checkpoint: Checkpoint, visual: Any) -> NSNet:
+    """The network of a checkpoint on a loaded tower, LoRA merged, eval mode.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or of another shape.
+    """
+    tensors = dict(checkpoint.tensors)
+    lora = {k.removeprefix(_LORA): tensors.pop(k) for k in list(tensors) if k.startswith(_LORA)}
+    names = {name.rsplit(".", 1)[0] for name in lora}
+    try:
+        deltas = {name: (lora.pop(f"{name}.down"), lora.pop(f"{name}.up")) for name in names}
+    except KeyError as missing:
+        raise CheckpointError(f"the checkpoint lacks lora.{missing.args[0]}") from None
+    if lora:
+        raise CheckpointError(f"the checkpoint has an unknown tensor lora.{min(lora)}")
+    if "basis" not in tensors:
+        raise CheckpointError("the checkpoint lacks the tensor basis")
+    merge_lora(visual, deltas)
+    model = NSNet(checkpoint.metadata.network, visual, tensors["basis"])
+    expected = {k: v.shape for k, v in model.state_dict().items() if not k.startswith("visual.")}
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        state = "lacks the" if name in expected else "has an unknown"
+        raise CheckpointError(f"the checkpoint {state} tensor {name}")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"the checkpoint's {name} is {list(tensors[name].shape)}, not {list(shape)}"
+            )
+    model.load_state_dict(tensors, strict=False)
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,203 @@
+"""The one object the service sees: pixels in, calibrated verdicts out."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.backbone import load_backbone
+from model.checkpoint import Checkpoint, build_model, read_checkpoint
+from model.checkpoint import Thresholds as _StoredThresholds
+from model.errors import ImageTooSmallError, ModelError
+from model.nsnet import NSNet
+from model.patches import select_patches
+
+__all__ = [
+    "Detection",
+    "Detector",
+    "ImageTooSmallError",
+    "ModelError",
+    "Prepared",
+    "Thresholds",
+    "Verdict",
+]
+
+log = logging.getLogger(__name__)
+
+
+class Verdict(StrEnum):
+    """What is said of an image."""
+
+    AI_GENERATED = "ai_generated"
+    REAL = "real"
+    UNCERTAIN = "uncertain"
+
+
+class Thresholds(_StoredThresholds):
+    """Cuts on the calibrated score."""
+
+    def verdict(self, score: float) -> Verdict:
+        """`ai_generated` from `ai_above` on, `real` under `real_below`, `uncertain` between."""
+        if score >= self.ai_above:
+            return Verdict.AI_GENERATED
+        return Verdict.REAL if score < self.real_below else Verdict.UNCERTAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image reduced to what the network reads.
+
+    Attributes:
+        canvases: uint8 [K, 3, S, S].
+        warnings: machine-readable notes, e.g. `few_patches`.
+    """
+
+    canvases: Tensor
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One image's result.
+
+    Attributes:
+        score: calibrated probability that the image is AI-generated, 0..1.
+        verdict: by the checkpoint's thresholds.
+        warnings: those of `Prepared`.
+    """
+
+    score: float
+    verdict: Verdict
+    warnings: tuple[str, ...]
+
+
+class InferenceError(ModelError):
+    """The network gave a score that is not a number."""
+
+
+class Detector:
+    """A loaded network with its patch rule, calibration and thresholds.
+
+    `prepare` may run in many threads at once, `predict` in one.
+    """
+
+    def __init__(self, model: NSNet, checkpoint: Checkpoint, device: torch.device) -> None:
+        metadata = checkpoint.metadata
+        self._model = model
+        self._calibration = metadata.calibration
+        self.name = metadata.name
+        self.version = metadata.version
+        self.sha256 = checkpoint.sha256
+        self.backbone = metadata.network.backbone
+        self.backbone_sha256 = metadata.backbone_sha256
+        self.device = device
+        self.dtype = model.visual.conv1.weight.dtype
+        self.thresholds = Thresholds(**metadata.thresholds.model_dump())
+        self.min_side = metadata.network.patches.min_side
+        self.calibration: Mapping[str, Any] = metadata.calibration.model_dump()
+        self.evaluation: Mapping[str, Any] = metadata.evaluation
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Path,
+        *,
+        backbone: Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> Self:
+        """Load a checkpoint and the tower it names.
+
+        Args:
+            checkpoint: a safetensors file by `save_checkpoint`.
+            backbone: the tower's file, before the cache and the registry.
+            device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ...
+            dtype: of the tower: `auto` (bfloat16 on CUDA, float32 on the CPU), or by name.
+
+        Raises:
+            ModelError: with one clear line.
+        """
+        stored = read_checkpoint(checkpoint)
+        network = stored.metadata.network
+        tower = load_backbone(network.backbone, path=backbone, depth=network.depth)
+        if tower.sha256 != stored.metadata.backbone_sha256:
+            log.warning(
+                "the backbone's weights (sha256 %s) are another copy of %s than the checkpoint was "
+                "trained on (%s); scores will differ a little",
+                tower.sha256[:12], tower.name, stored.metadata.backbone_sha256[:12],
+            )  # fmt: skip
+        place, kind = _place(device, dtype)
+        model = build_model(stored, tower.visual)
+        model.visual.to(kind)
+        return cls(model.to(place), stored, place)
+
+    def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
+        """Run blank batches of these sizes, so that the first request pays for nothing."""
+        size = self._model.config.patches.canvas_size
+        for count in batch_sizes:
+            self._logits([torch.zeros(1, 3, size, size, dtype=torch.uint8)] * count)
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> Prepared:
+        """Select the patches of one image.
+
+        Args:
+            pixels: uint8 [H, W, 3], sRGB.
+
+        Raises:
+            ImageTooSmallError: a side is below `min_side`.
+        """
+        image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+        selection = select_patches(image, self._model.config.patches)
+        warnings = ("few_patches",) if selection.sparse else ()
+        return Prepared(selection.canvases[0], warnings)
+
+    def predict(self, batch: Sequence[Prepared]) -> list[Detection]:
+        """Score prepared images in one forward of all their canvases.
+
+        Raises:
+            InferenceError: a score is not finite.
+        """
+        if not batch:
+            return []
+        logits = self._logits([item.canvases for item in batch])
+        if not torch.isfinite(logits).all():
+            raise InferenceError("the network's output is not finite")
+        slope, intercept = self._calibration.slope, self._calibration.intercept
+        scores = torch.sigmoid(slope * logits + intercept).tolist()
+        return [
+            Detection(score, self.thresholds.verdict(score), item.warnings)
+            for score, item in zip(scores, batch, strict=True)
+        ]
+
+    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detection]:
+        """`prepare` and `predict` together."""
+        return self.predict([self.prepare(pixels) for pixels in images])
+
+    @torch.inference_mode()
+    def _logits(self, canvases: Sequence[Tensor]) -> Tensor:
+        pixels = torch.cat(list(canvases)).to(self.device)
+        logits: Tensor = self._model(pixels, [len(c) for c in canvases])
+        return logits.double().cpu()
+
+
+def _place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"the device {device!r} cannot be used here") from error
+    if dtype == "auto":
+        return place, torch.bfloat16 if place.type == "cuda" else torch.float32
+    kind = getattr(torch, dtype, None)
+    if kind not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ModelError(f"the dtype {dtype!r} is not one of float32, bfloat16, float16")
+    return place, kind

@@ -1,0 +1,179 @@
+"""The network: image tower -> features -> null-space projection -> head (paper, section 3).
+
+One code path serves the paper's configuration and the default; they differ in `NSNetConfig` only.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from open_clip.transformer import VisionTransformer
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from model.backbone import MEAN, STD
+from model.errors import CheckpointError
+from model.nullspace import project
+from model.patches import PAPER_RULE, PatchRule
+
+
+class NSNetConfig(BaseModel):
+    """What is built; stored in the checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str = Field(description="open_clip architecture name")
+    features: Literal["joint", "blocks"] = Field(
+        description="the joint-space feature, as in the paper, or the CLS tokens of chosen blocks"
+    )
+    blocks: tuple[int, ...] = Field((), description="blocks read, counted from 1, rising")
+    hidden: int = Field(128, ge=1, description="width of the embedding that the contrast acts on")
+    patches: PatchRule = PatchRule()
+
+    @model_validator(mode="after")
+    def _blocks_fit_the_features(self) -> "NSNetConfig":
+        if (self.features == "blocks") != bool(self.blocks):
+            raise ValueError("blocks are named if and only if features = 'blocks'")
+        if list(self.blocks) != sorted(set(self.blocks)) or any(b < 1 for b in self.blocks):
+            raise ValueError("blocks are counted from 1, rising, without repeats")
+        return self
+
+    @property
+    def depth(self) -> int | None:
+        """Blocks of the tower that are run; None for all."""
+        return self.blocks[-1] if self.blocks else None
+
+
+PRESETS: Mapping[str, NSNetConfig] = {
+    "paper": NSNetConfig(backbone="ViT-L-14-quickgelu", features="joint", patches=PAPER_RULE),
+    # Middle blocks carry the artefacts, and native windows stay in the frozen tower's domain: see
+    # the ablation in weights/MODEL_CARD.md.
+    "default": NSNetConfig(
+        backbone="ViT-B-16-quickgelu",
+        features="blocks",
+        blocks=(5, 6, 7, 8, 9),
+        patches=PatchRule(patch_size=224, canvases=2),
+    ),
+}
+
+
+class Head(nn.Module):
+    """Standardise -> linear embedding -> GELU -> logit.
+
+    The supervised contrast acts on the embedding, binary cross-entropy on the logit (paper,
+    section 3.4).
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        self.embed = nn.Linear(features, hidden)
+        self.classify = nn.Linear(hidden, 1)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, F] -> logits [n], embeddings [n, hidden]."""
+        embedding = self.embed((features - self.mean) * self.scale)
+        return self.classify(nn.functional.gelu(embedding)).squeeze(-1), embedding
+
+
+class NSNet(nn.Module):
+    """The detector network.
+
+    Args:
+        config: what is read from the tower.
+        visual: the image tower, at least `config.depth` blocks of it.
+        basis: removed text directions [d, r], orthonormal: in the joint space for `joint`
+            features, pulled back to the tower's width for `blocks` (`nullspace.pull_back`).
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    basis: Tensor
+
+    def __init__(self, config: NSNetConfig, visual: VisionTransformer, basis: Tensor) -> None:
+        super().__init__()
+        width = visual.proj.shape[0] if config.features == "blocks" else visual.proj.shape[1]
+        if basis.ndim != 2 or basis.shape[0] != width or basis.shape[1] >= width:
+            raise CheckpointError(
+                f"the projector's basis is {list(basis.shape)}; {config.features} features of "
+                f"{config.backbone} need [{width}, r] with r < {width}"
+            )
+        if (config.depth or 0) > len(visual.transformer.resblocks):
+            raise CheckpointError(f"{config.backbone} has no block {config.depth}")
+        if config.patches.canvas_size != visual.image_size[0]:
+            raise CheckpointError(
+                f"canvases are {config.patches.canvas_size} px, the tower takes "
+                f"{visual.image_size[0]} px"
+            )
+        self.config = config
+        self.visual = visual
+        self.head = Head(width * max(1, len(config.blocks)), config.hidden)
+        self.register_buffer("basis", basis.float())
+        self.register_buffer("pixel_mean", 255 * torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", 255 * torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def features(self, canvases: Tensor) -> Tensor:
+        """Null-space features of canvases: uint8 [n, 3, S, S] -> float32 [n, F].
+
+        The tower runs in its own dtype; what follows it in float32.
+        """
+        pixels = ((canvases - self.pixel_mean) / self.pixel_std).to(self.visual.conv1.weight.dtype)
+        if self.config.features == "joint":
+            f = nn.functional.normalize(self.visual(pixels).float(), dim=-1)
+        else:
+            f = block_tokens(self.visual, pixels, self.config.blocks).float()
+        return project(f, self.basis).flatten(1)
+
+    def forward(self, canvases: Tensor, counts: Sequence[int]) -> Tensor:
+        """Logits of images, each the mean of its canvases' logits.
+
+        Args:
+            canvases: uint8 [n, 3, S, S], the images' canvases one after another.
+            counts: canvases per image; they sum to n.
+
+        Returns:
+            float32 [len(counts)].
+        """
+        logits, _ = self.head(self.features(canvases))
+        return torch.stack([part.mean() for part in logits.split(list(counts))])
+
+
+def block_tokens(visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int]) -> Tensor:
+    """ln_post of the CLS token after each of `blocks` (from 1): [n, len(blocks), width].
+
+    The blocks past the last one named are not run. ln_post brings every block into the space that
+    the tower's projection reads, where the pulled-back text directions live.
+    """
+    out = visual.forward_intermediates(
+        pixels,
+        indices=[b - 1 for b in blocks],
+        stop_early=True,
+        intermediates_only=True,
+        output_fmt="NLC",
+        output_extra_tokens=True,
+    )
+    return torch.cat([visual.ln_post(cls) for cls in out["image_intermediates_prefix"]], dim=1)
+
+
+@torch.no_grad()
+def merge_lora(visual: VisionTransformer, deltas: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Add low-rank deltas to the tower's weights in place: W <- W + up @ down.
+
+    Args:
+        visual: the tower.
+        deltas: parameter name -> (down [r, in], up [out, r]), any scaling already in `up`.
+
+    Raises:
+        CheckpointError: no such parameter, or shapes that do not fit.
+    """
+    parameters = dict(visual.named_parameters())
+    for name, (down, up) in deltas.items():
+        weight = parameters.get(name)
+        if weight is None or (up.shape[0], down.shape[1]) != tuple(weight.shape):
+            raise CheckpointError(f"the LoRA delta for {name} does not fit the tower")
+        # A new tensor: the loaded one may be a read-only view of the file.
+        weight.data = weight + (up @ down).to(weight)

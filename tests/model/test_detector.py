@@ -1,0 +1,93 @@
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.detector import Detector, ImageTooSmallError, ModelError, Thresholds, Verdict
+from tests.model.test_checkpoint import rewrite
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def detector(checkpoint: Path, tiny_tower: Path) -> Detector:
+    return Detector.load(checkpoint, backbone=tiny_tower, device="cpu")
+
+
+def test_a_batch_scores_as_its_images_do_alone(detector: Detector) -> None:
+    images = [photo(200, 300, seed) for seed in range(3)] + [photo(32, 40)]
+    together = detector.detect(images)
+    alone = [detector.detect([image])[0] for image in images]
+    assert [d.score for d in together] == pytest.approx([d.score for d in alone], abs=1e-5)
+    assert len({d.score for d in together}) == 4
+    assert all(d.verdict == detector.thresholds.verdict(d.score) for d in together)
+    assert [d.warnings for d in together] == [(), (), (), ("few_patches",)]
+    assert detector.predict([]) == []
+
+
+def test_scores_are_calibrated(checkpoint: Path, tiny_tower: Path) -> None:
+    image = photo(200, 200)
+    raw = Detector.load(checkpoint, backbone=tiny_tower).detect([image])[0].score
+    logit = math.log(raw / (1 - raw))
+    rewrite(checkpoint, metadata=lambda m: m["calibration"].update(slope=2.0, intercept=-0.5))
+    moved = Detector.load(checkpoint, backbone=tiny_tower).detect([image])[0].score
+    assert moved == pytest.approx(1 / (1 + math.exp(-(2 * logit - 0.5))), abs=1e-6)
+
+
+def test_thresholds_leave_doubt_in_between() -> None:
+    cuts = Thresholds(real_below=0.3, ai_above=0.7)
+    verdicts = [cuts.verdict(score) for score in (0.0, 0.2999, 0.3, 0.6999, 0.7, 1.0)]
+    assert verdicts == [Verdict.REAL] * 2 + [Verdict.UNCERTAIN] * 2 + [Verdict.AI_GENERATED] * 2
+    single = Thresholds(real_below=0.5, ai_above=0.5)
+    assert {single.verdict(s) for s in (0.0, 0.5, 1.0)} == {Verdict.REAL, Verdict.AI_GENERATED}
+
+
+def test_too_small_an_image_names_the_limit(detector: Detector) -> None:
+    with pytest.raises(ImageTooSmallError, match=str(detector.min_side)):
+        detector.prepare(photo(detector.min_side - 1, 500))
+
+
+def test_non_finite_output_is_an_error_not_a_verdict(detector: Detector) -> None:
+    item = detector.prepare(photo(100, 100))
+    with torch.no_grad():
+        detector._model.head.classify.bias.fill_(float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        detector.predict([item])
+
+
+def test_another_copy_of_the_tower_is_accepted_with_a_warning(
+    checkpoint: Path, tiny_tower: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = load_file(tiny_tower)
+    tensors["conv1.weight"] = tensors["conv1.weight"] + 1e-4
+    other = tmp_path / "other.safetensors"
+    save_file(tensors, other)
+    with caplog.at_level(logging.WARNING):
+        Detector.load(checkpoint, backbone=other).warm_up([1, 3])
+    assert "another copy" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"device": "cuda:99"}, "device"), ({"device": "toaster"}, "device"),
+     ({"dtype": "int8"}, "dtype")],
+)  # fmt: skip
+def test_impossible_places_are_refused(
+    options: dict[str, str], message: str, checkpoint: Path, tiny_tower: Path
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        Detector.load(checkpoint, backbone=tiny_tower, **options)  # type: ignore[arg-type]
+
+
+def test_bfloat16_keeps_the_score(checkpoint: Path, tiny_tower: Path) -> None:
+    image = photo(200, 200)
+    exact = Detector.load(checkpoint, backbone=tiny_tower, device="cpu").detect([image])[0]
+    short = Detector.load(checkpoint, backbone=tiny_tower, device="cpu", dtype="bfloat16")
+    assert short.dtype == torch.bfloat16
+    assert short.detect([image])[0].score == pytest.approx(exact.score, abs=0.03)
