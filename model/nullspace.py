@@ -5,12 +5,17 @@ captions talk about; P projects onto the rest. "Singular value = 0" alone leaves
 n > d, so the removed rank is chosen (by energy or directly) and recorded.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.errors import ModelError
+
+PROMPTS = ("a photo of a {}.", "a picture of the {}.", "a close-up of a {}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +106,36 @@ def pull_back(text_features: Tensor, proj: Tensor) -> Tensor:
         [n, width].
     """
     return text_features @ proj.T.to(text_features)
+
+
+def read_text_features(
+    source: Path,
+    encode: Callable[[Sequence[str]], Tensor],
+    templates: Sequence[str] | None = None,
+) -> Tensor:
+    """V from any of its sources.
+
+    Args:
+        source: `.npy` holds features [n, d]; any other file is text, one caption or class name a
+            line.
+        encode: the text tower: n strings -> [n, d].
+        templates: prompts with one `{}` for class names, whose features are averaged per class;
+            None takes the lines as captions.
+
+    Returns:
+        float32 [n, d].
+
+    Raises:
+        ModelError: unreadable or empty.
+    """
+    try:
+        if source.suffix == ".npy":
+            return torch.from_numpy(np.load(source, allow_pickle=False).astype(np.float32))
+        lines = [line.strip() for line in source.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError):
+        raise ModelError(f"{source} holds neither features nor text") from None
+    if not lines:
+        raise ModelError(f"{source} is empty")
+    if templates is None:
+        return encode(lines)
+    return torch.stack([encode([t.format(name) for t in templates]).mean(dim=0) for name in lines])

@@ -14,9 +14,6 @@ from torch import Tensor
 
 from model.errors import ImageTooSmallError
 
-# Large images offer thousands of candidates, which makes their extremes more extreme than a small
-# image's, and costs time; above this many canvases' worth the grid is spread thinner instead.
-MAX_CANDIDATE_CANVASES = 16
 # Grey levels. A patch below this deviation (saturated sky, letterbox bar, white page) says nothing.
 FLAT_STD = 1.0
 # Nats. The spread of the noise that breaks near-ties at random in training.
@@ -35,6 +32,14 @@ class PatchRule(BaseModel):
     canvases: int = Field(1, ge=1, le=16, description="canvases per image, from disjoint patches")
     high_share: float = Field(
         0.5, ge=0.0, le=1.0, description="share of patches of highest entropy; the rest are lowest"
+    )
+
+    candidates: int = Field(
+        16,
+        ge=1,
+        description="canvases' worth of candidate patches; above it the grid is spread thinner. "
+        "Large images offer thousands, which makes their extremes more extreme than a small "
+        "image's, and costs time. 1 takes what lies at the centre: no selection",
     )
 
     @model_validator(mode="after")
@@ -149,7 +154,7 @@ def select_patches(
         left = _random_offset(width, size, generator)
         images = images[..., top:, left:]
     rows_of, columns_of = (_mirrored(side, size, images.device) for side in images.shape[-2:])
-    limit = MAX_CANDIDATE_CANVASES * per_canvas
+    limit = rule.candidates * per_canvas
     tops, lefts = grid(len(rows_of), len(columns_of), size, limit)
 
     patches = _gather(images, rows_of, columns_of, tops, lefts, size)  # [B, n, 3, N, N] uint8

@@ -1,0 +1,194 @@
+"""`nsnet`: serve, detect, backbone, settings, train.
+
+Each command imports what it needs when it runs: torch takes seconds, `--help` must not.
+"""
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import track
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+backbone_app = typer.Typer(no_args_is_help=True, help="The CLIP image tower.")
+app.add_typer(backbone_app, name="backbone")
+
+out = Console()
+err = Console(stderr=True)
+
+Backbone = Annotated[str, typer.Argument(help="open_clip architecture")]
+
+
+def main() -> None:
+    """Entry point: a known error is one line and exit code 1, never a traceback."""
+    from model.errors import ModelError
+
+    try:
+        app()
+    except (ModelError, _UsageError) as error:
+        err.print(f"nsnet: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+class _UsageError(Exception):
+    """A mistake of the caller's, shown as one line."""
+
+
+def _settings() -> Any:
+    from app.settings import SettingsError, load_settings
+
+    try:
+        return load_settings()
+    except SettingsError as error:
+        raise _UsageError(str(error)) from None
+
+
+@app.command()
+def serve() -> None:
+    """Serve on NSNET_HOST:NSNET_PORT until SIGTERM; see `nsnet settings`."""
+    from app.main import serve as run
+
+    raise typer.Exit(run(_settings()))
+
+
+@app.command()
+def settings() -> None:
+    """Print every setting: environment variable, value, default, meaning."""
+    from app.settings import describe_settings
+
+    table = Table("variable", "value", "default", "meaning")
+    for row in describe_settings(_settings()):
+        table.add_row(row.variable, row.value, row.default, row.description)
+    out.print(table)
+
+
+@app.command()
+def detect(
+    paths: Annotated[list[Path], typer.Argument(help="images, or folders of them")],
+    json_lines: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+) -> None:
+    """Score image files here, without a server; exit code 1 if any could not be scored."""
+    files = [
+        f for p in paths for f in (sorted(p.rglob("*")) if p.is_dir() else [p]) if not f.is_dir()
+    ]
+    if not files:
+        raise _UsageError("no files there")
+    score = _scorer()
+    table = Table("file", "verdict", "score", "notes")
+    failed = False
+    for file in track(files, description="detect", console=err, transient=True,
+                      disable=len(files) < 4):  # fmt: skip
+        result = score(file)
+        failed |= "error" in result
+        if json_lines:
+            print(json.dumps({"path": str(file), **result}), flush=True)
+        elif "error" in result:
+            table.add_row(str(file), "-", "-", result["error"])
+        else:
+            table.add_row(str(file), result["verdict"], f"{result['score']:.3f}",
+                          " ".join(result["warnings"]))  # fmt: skip
+    if not json_lines:
+        out.print(table)
+    raise typer.Exit(int(failed))
+
+
+def _scorer() -> Any:
+    from app.decoding import decode
+    from app.errors import ApiError
+
+    from model.detector import Detector, ImageTooSmallError
+
+    chosen = _settings()
+    detector = Detector.load(
+        chosen.checkpoint, backbone=chosen.backbone, device=chosen.device, dtype=chosen.dtype
+    )
+
+    def score(path: Path) -> dict[str, Any]:
+        try:
+            image = decode(path.read_bytes(), chosen, min_side=detector.min_side)
+            found = detector.detect([image.pixels])[0]
+        except OSError:
+            return {"error": "cannot be read"}
+        except (ApiError, ImageTooSmallError) as error:
+            return {"error": str(error)}
+        return {"verdict": found.verdict.value, "score": round(found.score, 6),
+                "warnings": [*image.warnings, *found.warnings]}  # fmt: skip
+
+    return score
+
+
+@backbone_app.command()
+def fetch(name: Backbone = "ViT-B-16-quickgelu") -> None:
+    """Bring a tower into the cache, if it is not there, and verify it."""
+    from model.backbone import fetch as run
+
+    out.print(str(run(name)), soft_wrap=True, highlight=False)
+
+
+@backbone_app.command()
+def verify(
+    name: Backbone = "ViT-B-16-quickgelu",
+    path: Annotated[Path | None, typer.Option(help="instead of the cached file")] = None,
+) -> None:
+    """Check a tower's shapes, values and digest."""
+    from model.backbone import cached_path
+    from model.backbone import verify as run
+
+    file = path or cached_path(name)
+    out.print(f"{file} {run(file, name)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def train(
+    manifest: Annotated[Path, typer.Argument(help="CSV with path, label, group[, split]")],
+    texts: Annotated[list[Path], typer.Option(help="V: .npy features, or captions, one a line")],
+    to: Annotated[Path, typer.Option(help="the checkpoint to write")],
+    split: Annotated[str, typer.Option(help="rows of the manifest to train on")] = "train",
+    options: Annotated[Path | None, typer.Option(help="JSON of TrainOptions' fields")] = None,
+    preset: Annotated[str, typer.Option(help="default or paper")] = "default",
+    rank: Annotated[int | None, typer.Option(help="text directions removed")] = None,
+    name: Annotated[str, typer.Option()] = "nsnet-vit-b-16",
+    version: Annotated[str, typer.Option()] = "0.1.0",
+    cache: Annotated[Path, typer.Option(help="folder for computed features")] = Path("runs/cache"),
+    dtype: Annotated[str, typer.Option(help="of the tower: float32 or bfloat16")] = "float32",
+    device: Annotated[str, typer.Option()] = "cpu",
+) -> None:
+    """Train a head on the frozen tower, calibrate it on left-out groups, write a checkpoint."""
+    import torch
+
+    from model.nsnet import PRESETS
+    from model.training.manifest import read_manifest
+    from model.training.pipeline import TrainOptions
+    from model.training.pipeline import train as run
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=err)]
+    )
+    fields = json.loads(options.read_text()) if options else {}
+    fields = {"network": PRESETS[preset].model_dump(), **fields}
+    if rank is not None:
+        fields["rank"] = rank
+    metadata = run(
+        read_manifest(manifest, split),
+        texts,
+        TrainOptions.model_validate(fields),
+        to,
+        name=name,
+        version=version,
+        command=shlex.join(["nsnet", *sys.argv[1:]]),
+        cache=cache,
+        dtype=getattr(torch, dtype),
+        device=device,
+    )
+    out.print_json(metadata.model_dump_json(include={"thresholds", "calibration", "evaluation"}))
+
+
+if __name__ == "__main__":
+    main()
