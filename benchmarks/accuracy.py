@@ -55,9 +55,8 @@ def server(checkpoint: Path) -> Iterator[httpx.Client]:
         "NSNET_PORT": str(port), "NSNET_HOST": "127.0.0.1", "NSNET_CHECKPOINT": str(checkpoint),
         "NSNET_CACHE_SIZE": "0", "NSNET_LOG_LEVEL": "warning", "NSNET_DEADLINE_S": "120",
     }  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "serve"], env=environment, cwd=ROOT
-    )
+    command = [sys.executable, "-m", "cli.main", "serve"]
+    process = subprocess.Popen(command, env=environment, cwd=ROOT)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
             start = time.monotonic()
@@ -181,7 +180,8 @@ def main() -> None:
     for name, found in results.items():
         for condition in ("clean", "equalised"):
             f = found[condition]
-            print(f"| {name} | {condition} | {f['auc']:.3f} ({f['auc_low']:.3f}-{f['auc_high']:.3f}) "
+            interval = f"({f['auc_low']:.3f}-{f['auc_high']:.3f})"
+            print(f"| {name} | {condition} | {f['auc']:.3f} {interval} "
                   f"| {f['balanced_accuracy_at_0.5']:.3f} | {f['recall_at_1_percent_fpr']:.3f} "
                   f"| {f['real_called_ai']:.4f} | {f['ai_called_ai']:.3f} "
                   f"| {f['ai_called_real']:.3f} |")  # fmt: skip

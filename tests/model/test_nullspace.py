@@ -1,10 +1,14 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import ModelError
-from model.nullspace import null_space, project, pull_back
+from model.nullspace import null_space, project, pull_back, read_text_features
 
 
 def texts(count: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -76,3 +80,20 @@ def test_pulled_back_directions_carry_the_joint_space_inner_products() -> None:
     space = null_space(pull_back(V, proj), rank=9)
     decoupled = project(hidden, space.basis)
     assert float(((decoupled @ proj) @ V.T).abs().max()) < 1e-3
+
+
+def test_texts_come_from_features_captions_or_class_names(tmp_path: Path) -> None:
+    def encode(lines: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[len(line), line.count("a")] for line in lines], dtype=torch.float32)
+
+    np.save(tmp_path / "v.npy", np.eye(3))
+    assert torch.equal(read_text_features(tmp_path / "v.npy", encode), torch.eye(3))
+    (tmp_path / "captions.txt").write_text("a cat\n\n two dogs \n")
+    assert read_text_features(tmp_path / "captions.txt", encode).tolist() == [[5, 2], [8, 0]]
+    prompted = read_text_features(tmp_path / "captions.txt", encode, ("{}", "a {}"))
+    assert prompted.tolist() == [[6, 2.5], [9, 0.5]]
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY nonsense")
+    for name in ("empty.txt", "bad.npy", "missing.txt"):
+        with pytest.raises(ModelError, match=name):
+            read_text_features(tmp_path / name, encode)

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_the_grid_covers_the_image_within_its_limit(
         if len(offsets) > 1:
             assert (offsets[0], offsets[-1]) == (0, side - patch)
     if math.ceil(height / patch) * math.ceil(width / patch) <= limit:
-        gaps = [b - a for a, b in zip(tops, tops[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(tops)]
         assert all(gap <= patch for gap in gaps)
 
 

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from model.evaluation.metrics import (
+    auc,
+    balanced_accuracy,
+    bootstrap,
+    calibration_error,
+    recall_at_fpr,
+)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=60))
+@settings(deadline=None)
+def test_auc_agrees_with_scikit_learn_ties_included(pairs: list[tuple[bool, int]]) -> None:
+    labels = np.array([int(label) for label, _ in pairs])
+    scores = np.array([float(score) for _, score in pairs])
+    if len(set(labels)) == 1:
+        assert np.isnan(auc(labels, scores))
+    else:
+        assert auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_balanced_accuracy_is_the_mean_over_classes() -> None:
+    labels = np.array([0, 0, 0, 0, 1])
+    scores = np.array([0.1, 0.2, 0.3, 0.9, 0.5])
+    assert balanced_accuracy(labels, scores, 0.5) == pytest.approx((0.75 + 1.0) / 2)
+
+
+def test_recall_at_fpr_counts_above_the_worst_allowed_photograph() -> None:
+    labels = np.array([0] * 100 + [1] * 4)
+    scores = np.array([i / 100 for i in range(100)] + [0.975, 0.985, 0.995, 0.2])
+    assert recall_at_fpr(labels, scores, 0.01) == pytest.approx(0.25)
+    assert recall_at_fpr(labels, scores, 0.03) == pytest.approx(0.75)
+
+
+def test_calibration_error_of_a_calibrated_and_of_a_boastful_score() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(size=20_000)
+    labels = (rng.uniform(size=20_000) < scores).astype(np.int64)
+    assert calibration_error(labels, scores) < 0.02
+    assert calibration_error(labels, np.where(scores > 0.5, 1.0, 0.0)) > 0.2
+
+
+def test_intervals_over_groups_are_wider_than_over_images() -> None:
+    rng = np.random.default_rng(1)
+    groups, labels, scores = [], [], []
+    for index in range(20):  # each group has an offset of its own
+        label = index % 2
+        offset = rng.normal(label, 1)
+        for _ in range(50):
+            groups.append(str(index))
+            labels.append(label)
+            scores.append(rng.normal(offset, 0.1))
+    y, s = np.array(labels), np.array(scores)
+    by_image = bootstrap(y, s, auc, repeats=200)
+    by_group = bootstrap(y, s, auc, groups=groups, repeats=200)
+    assert by_image[0] <= auc(y, s) <= by_image[1]
+    assert by_group[1] - by_group[0] > 2 * (by_image[1] - by_image[0])
