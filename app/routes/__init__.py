@@ -1,0 +1,1 @@
+"""HTTP routes: `detect` for images, `system` for operators."""

@@ -1,0 +1,94 @@
+"""Every error a client can get, and the one place that turns it into `application/problem+json`.
+
+A detail is written for the client by hand: exception texts, paths and inputs are never echoed.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.responses import JSONResponse
+
+MEDIA_TYPE = "application/problem+json"
+
+# code -> status, title (RFC 9457)
+CATALOGUE: Final[Mapping[str, tuple[int, str]]] = {
+    "malformed_multipart": (400, "The multipart body cannot be parsed"),
+    "missing_file": (400, "No image was sent"),
+    "empty_file": (400, "The image file is empty"),
+    "bad_request": (400, "The request cannot be understood"),
+    "unauthorized": (401, "An API key is needed"),
+    "not_found": (404, "There is no such resource"),
+    "method_not_allowed": (405, "The resource does not take this method"),
+    "payload_too_large": (413, "The body is too large"),
+    "too_many_files": (413, "Too many images in one request"),
+    "too_many_pixels": (413, "The image has too many pixels"),
+    "unsupported_media_type": (415, "This is not an image format that is read here"),
+    "corrupt_image": (422, "The image is damaged"),
+    "image_too_small": (422, "The image is too small"),
+    "validation_error": (422, "The request is not valid"),
+    "queue_full": (429, "The server is busy"),
+    "rate_limited": (429, "Too many requests"),
+    "internal_error": (500, "Something went wrong here"),
+    "inference_failed": (500, "The image could not be scored"),
+    "not_ready": (503, "The model is not loaded yet"),
+    "draining": (503, "The server is shutting down"),
+    "deadline_exceeded": (504, "The deadline has passed"),
+}
+
+
+class ApiError(Exception):
+    """An error with its place in the contract.
+
+    Args:
+        code: a key of CATALOGUE.
+        detail: one sentence for the client.
+        retry_after: seconds, for 429 and 503.
+        headers: further response headers.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.status, self.title = CATALOGUE[code]
+        self.detail = detail
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
+
+    def problem(self, request_id: str) -> dict[str, Any]:
+        """Build the RFC 9457 object."""
+        return {
+            "type": f"urn:nsnet:problem:{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": f"urn:nsnet:request:{request_id}",
+            "code": self.code,
+            "request_id": request_id,
+        }
+
+    def response(self, request_id: str) -> JSONResponse:
+        """Build the HTTP answer."""
+        return JSONResponse(
+            self.problem(request_id), self.status, headers=self.headers, media_type=MEDIA_TYPE
+        )
+
+
+_BY_STATUS = {
+    400: ("bad_request", "The request cannot be understood."),
+    404: ("not_found", "No route matches this path; GET /docs lists them."),
+    405: ("method_not_allowed", "The Allow header names the methods of this resource."),
+}
+
+
+def from_status(status: int, headers: Mapping[str, str] | None = None) -> ApiError:
+    """Translate what the framework itself raises, by status."""
+    code, detail = _BY_STATUS.get(status, ("internal_error", "The request could not be handled."))
+    return ApiError(code, detail, headers=headers)

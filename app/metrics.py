@@ -1,0 +1,72 @@
+"""Prometheus metrics: seconds, bytes, bounded labels. One registry per application."""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# OpenTelemetry's http.server.request.duration buckets.
+_HTTP_BUCKETS = (
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
+)  # fmt: skip
+_TENTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
+
+
+class Metrics:
+    """All metrics of one application."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        r = self.registry
+        self.images = Counter(
+            "nsnet_images", "Images by outcome: ok, error, cancelled.", ["outcome"], registry=r
+        )
+        self.predictions = Counter("nsnet_predictions", "Verdicts given.", ["verdict"], registry=r)
+        self.rejected = Counter(
+            "nsnet_rejected", "Requests and images refused, by error code.", ["reason"], registry=r
+        )
+        self.stage = Histogram(
+            "nsnet_stage_duration_seconds", "Time per stage of an image.", ["stage"],
+            buckets=_HTTP_BUCKETS, registry=r,
+        )  # fmt: skip
+        self.batch_size = Histogram(
+            "nsnet_batch_size", "Images per forward pass.", buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=r,
+        )  # fmt: skip
+        self.queue_depth = Gauge(
+            "nsnet_queue_depth", "Images decoded and waiting for the device.", registry=r
+        )
+        self.inflight = Gauge(
+            "nsnet_inflight_images", "Images admitted and not yet answered.", registry=r
+        )
+        self.score = Histogram(
+            "nsnet_score", "Calibrated scores: watch for drift.", buckets=_TENTHS, registry=r
+        )
+        self.cache = Counter(
+            "nsnet_cache_requests", "Result cache look-ups: hit, miss.", ["result"], registry=r
+        )
+        self.model_info = Gauge(
+            "nsnet_model_info", "The loaded model.",
+            ["name", "version", "sha256", "device", "dtype"], registry=r,
+        )  # fmt: skip
+        self.model_load = Gauge(
+            "nsnet_model_load_seconds", "Time to load and warm up the model.", registry=r
+        )
+        self.requests = Counter(
+            "http_requests", "HTTP requests.", ["method", "route", "status"], registry=r
+        )
+        self.request_duration = Histogram(
+            "http_request_duration_seconds", "HTTP request duration.", ["method", "route"],
+            buckets=_HTTP_BUCKETS, registry=r,
+        )  # fmt: skip
+
+    def render(self) -> bytes:
+        """Write the text exposition."""
+        return generate_latest(self.registry)

@@ -1,0 +1,66 @@
+"""The outermost ASGI layer: request id, access log, HTTP metrics, and errors as problems."""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import ApiError
+from app.metrics import Metrics
+
+log = logging.getLogger("nsnet.access")
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Observe:
+    """ASGI middleware around everything else.
+
+    The log line holds the route's template, never a path, query, file name or address.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        start = time.monotonic()
+        status = 0
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, observed)
+        except ApiError as error:  # from the middleware between here and the routes
+            self.metrics.rejected.labels(error.code).inc()
+            await error.response(request_id)(scope, receive, observed)
+        except Exception as error:
+            # The type alone: a message may quote the request.
+            log.error("unexpected %s, request %s", type(error).__name__, request_id)  # noqa: TRY400
+            log.debug("traceback", exc_info=True)
+            if status == 0:
+                answer = ApiError("internal_error", "The request could not be handled.")
+                await answer.response(request_id)(scope, receive, observed)
+        finally:
+            took = time.monotonic() - start
+            route = getattr(scope.get("route"), "path", "unmatched")
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self.metrics.requests.labels(method, route, str(status)).inc()
+            self.metrics.request_duration.labels(method, route).observe(took)
+            log.info("%s %s %d %.1f ms %s", method, route, status, 1000 * took, request_id)

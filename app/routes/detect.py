@@ -1,0 +1,218 @@
+"""`POST /detect` and `POST /detect/batch`."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from app.errors import MEDIA_TYPE, ApiError
+from app.schemas import (
+    BatchOut,
+    DetectionOut,
+    ItemError,
+    ItemOk,
+    ProblemOut,
+    Summary,
+)
+from app.service import Service, within
+from app.uploads import Upload, read_many, read_one
+
+router = APIRouter(tags=["detection"])
+
+T = TypeVar("T")
+
+NDJSON = "application/x-ndjson"
+_NDJSON_NAMES = (NDJSON, "application/jsonl")
+
+_PROBLEM_SCHEMA = {MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": _PROBLEM_SCHEMA}
+    for status, text in (
+        (400, "malformed_multipart, missing_file, empty_file"),
+        (401, "unauthorized"),
+        (413, "payload_too_large, too_many_files, too_many_pixels"),
+        (415, "unsupported_media_type"),
+        (422, "corrupt_image, image_too_small, validation_error"),
+        (429, "queue_full, rate_limited"),
+        (500, "inference_failed"),
+        (503, "not_ready, draining"),
+        (504, "deadline_exceeded"),
+    )
+}
+_BINARY = {"type": "string", "format": "binary"}
+
+
+def _form(field: dict[str, Any]) -> dict[str, Any]:
+    return {"schema": {"type": "object", "required": list(field), "properties": field}}
+
+
+Threshold = Annotated[
+    float | None,
+    Query(ge=0, le=1, allow_inf_nan=False, description="one cut instead of the model's two"),
+]
+
+
+@router.post(
+    "/detect",
+    summary="Score one image",
+    response_model=DetectionOut,
+    responses=_PROBLEMS,
+    openapi_extra={"requestBody": {"required": True, "content": {
+        "multipart/form-data": _form({"file": _BINARY}), "image/*": {"schema": _BINARY},
+    }}},
+)  # fmt: skip
+async def detect(request: Request, threshold: Threshold = None) -> Response:
+    """Score an image sent as the multipart field `file` or as a raw `image/*` body."""
+    service, deadline = _begin(request)
+    service.rates.take(_client(request), 1)
+    with service.admission.admit(1):
+        async with within(deadline):
+            upload = await read_one(request)
+        answer = await _while_connected(
+            request,
+            service.detect(
+                upload.data,
+                identifier=request.state.request_id,
+                threshold=threshold,
+                deadline=deadline,
+            ),
+        )
+    if answer is None:
+        return _gone()
+    timing = ", ".join(f"{k};dur={v}" for k, v in answer.timings_ms.model_dump().items())
+    return JSONResponse(answer.model_dump(mode="json"), headers={"Server-Timing": timing})
+
+
+@router.post(
+    "/detect/batch",
+    summary="Score several images",
+    response_model=BatchOut,
+    responses={
+        200: {"description": "Results in input order; as NDJSON one line per image as it "
+                             "completes, then a line with the summary.",
+              "content": {NDJSON: {"schema": {"type": "string"}}}},
+        **_PROBLEMS,
+    },
+    openapi_extra={"requestBody": {"required": True, "content": {
+        "multipart/form-data": _form({"files": {"type": "array", "items": _BINARY}}),
+    }}},
+)  # fmt: skip
+async def detect_batch(request: Request, threshold: Threshold = None) -> Response:
+    """Score the images of a repeated field `files`; one bad image never fails the others."""
+    service, deadline = _begin(request)
+    with service.admission.admit(1):
+        async with within(deadline):
+            uploads = await read_many(request, service.settings.max_files)
+    service.rates.take(_client(request), len(uploads))
+    places = ExitStack()
+    places.enter_context(service.admission.admit(len(uploads)))
+    work = [
+        asyncio.create_task(
+            _item(service, index, upload, request.state.request_id, threshold, deadline)
+        )
+        for index, upload in enumerate(uploads)
+    ]
+    everything = asyncio.gather(*work)
+    # Not a `with`: a streamed answer outlives this function.
+    everything.add_done_callback(lambda _: places.close())
+    if request.headers.get("accept", "").partition(";")[0].strip() in _NDJSON_NAMES:
+        return StreamingResponse(_stream(request, service, work), media_type=NDJSON)
+    results = await _while_connected(request, everything)
+    if results is None:
+        return _gone()
+    body = BatchOut(model=service.model(), results=results, summary=_summary(results))
+    return JSONResponse(body.model_dump(mode="json"))
+
+
+def _begin(request: Request) -> tuple[Service, float]:
+    service: Service = request.app.state.service
+    service.check_open()
+    return service, time.monotonic() + service.settings.deadline_s
+
+
+def _client(request: Request) -> str:
+    key: str | None = getattr(request.state, "client_key", None)
+    return key or (request.client.host if request.client else "")
+
+
+async def _item(
+    service: Service,
+    index: int,
+    upload: Upload,
+    request_id: str,
+    threshold: float | None,
+    deadline: float,
+) -> ItemOk | ItemError:
+    identifier = f"{request_id}-{index}"
+    try:
+        found = await service.detect(
+            upload.data, identifier=identifier, threshold=threshold, deadline=deadline
+        )
+    except ApiError as error:
+        problem = ProblemOut.model_validate(error.problem(identifier))
+        return ItemError(index=index, filename=upload.filename, status="error", error=problem)
+    return ItemOk(index=index, filename=upload.filename, status="ok", result=found)
+
+
+def _summary(results: list[ItemOk | ItemError]) -> Summary:
+    ok = sum(result.status == "ok" for result in results)
+    return Summary(ok=ok, error=len(results) - ok)
+
+
+async def _stream(
+    request: Request, service: Service, work: list[asyncio.Task[ItemOk | ItemError]]
+) -> AsyncIterator[bytes]:
+    results = []
+    gone = asyncio.create_task(_disconnected(request))
+    pending: set[asyncio.Task[Any]] = {*work, gone}
+    try:
+        while len(pending) > 1:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if gone in done:
+                return
+            for task in done:
+                results.append(task.result())
+                yield _line(results[-1].model_dump(mode="json"))
+        summary = _summary(results).model_dump()
+        yield _line({"model": service.model().model_dump(), "summary": summary})
+    finally:
+        for task in pending:
+            task.cancel()
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _while_connected(
+    request: Request, work: Coroutine[Any, Any, T] | asyncio.Future[T]
+) -> T | None:
+    """Run `work`, or cancel it and give None once the client has gone.
+
+    A server does not cancel a handler whose client disconnects; its place would stay taken.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return None
+        return await task
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+def _gone() -> Response:
+    """Nobody reads this answer; 499 is what proxies log for it."""
+    return Response(status_code=499)

@@ -1,0 +1,86 @@
+"""Probes, metrics and model details, for operators."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.decoding import FORMATS
+from app.errors import MEDIA_TYPE, ApiError
+from app.metrics import CONTENT_TYPE
+from app.schemas import (
+    BackboneOut,
+    LimitsOut,
+    ModelDetailsOut,
+    ProblemOut,
+    Status,
+    ThresholdsOut,
+)
+from app.service import Service
+
+router = APIRouter(tags=["operation"])
+
+
+def _problem(description: str) -> dict[str, Any]:
+    schema = ProblemOut.model_json_schema()
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
+
+
+@router.get("/livez", summary="Does the process need a restart?",
+            responses={503: _problem("the device thread has ended")})  # fmt: skip
+@router.get("/healthz", include_in_schema=False)
+async def livez(request: Request) -> Status:
+    """200 while the model is being loaded and as long as the device thread runs."""
+    service: Service = request.app.state.service
+    if not service.alive:
+        raise ApiError("not_ready", "The device thread has ended.", retry_after=30)
+    return Status(status="ok")
+
+
+@router.get("/readyz", summary="Should traffic be sent here?",
+            responses={503: _problem("not_ready, draining")})  # fmt: skip
+async def readyz(request: Request) -> Status:
+    """200 once weights are loaded and warm, until draining; a full queue does not change it."""
+    service: Service = request.app.state.service
+    service.check_open()
+    return Status(status="ok")
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Text exposition format 0.0.4."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+@router.get("/model", summary="The loaded model", response_model=ModelDetailsOut,
+            responses={401: _problem("unauthorized"), 503: _problem("not_ready")})  # fmt: skip
+async def model(request: Request) -> ModelDetailsOut:
+    """Checkpoint, backbone, device, thresholds, calibration, evaluation figures, limits."""
+    service: Service = request.app.state.service
+    detector, limits = service.detector, service.settings
+    cuts = detector.thresholds
+    return ModelDetailsOut(
+        name=detector.name,
+        version=detector.version,
+        sha256=detector.sha256,
+        backbone=BackboneOut(name=detector.backbone, sha256=detector.backbone_sha256),
+        device=str(detector.device),
+        dtype=str(detector.dtype).removeprefix("torch."),
+        thresholds=ThresholdsOut(real_below=cuts.real_below, ai_above=cuts.ai_above),
+        calibration=dict(detector.calibration),
+        evaluation=dict(detector.evaluation),
+        limits=LimitsOut(
+            max_upload_bytes=limits.max_upload_bytes,
+            max_request_bytes=limits.max_request_bytes,
+            max_files=limits.max_files,
+            max_pixels=limits.max_pixels,
+            max_aspect=limits.max_aspect,
+            min_side=detector.min_side,
+            formats=list(FORMATS),
+        ),
+    )

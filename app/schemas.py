@@ -1,0 +1,136 @@
+"""What goes over the wire, as the OpenAPI document shows it."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from model.detector import Verdict
+
+
+class ThresholdsOut(BaseModel):
+    """Cuts that the verdict was taken by."""
+
+    real_below: float = Field(examples=[0.3])
+    ai_above: float = Field(examples=[0.7])
+
+
+class ModelOut(BaseModel):
+    """Which model answered."""
+
+    name: str = Field(examples=["nsnet-vit-b-16"])
+    version: str = Field(examples=["1.0.0"])
+    sha256: str = Field(description="digest of the checkpoint file")
+
+
+class ImageOut(BaseModel):
+    """What was uploaded."""
+
+    sha256: str = Field(description="digest of the uploaded bytes")
+    format: str = Field(examples=["JPEG"], description="by content, not by name")
+    width: int = Field(description="pixels, upright")
+    height: int = Field(description="pixels, upright")
+
+
+class TimingsOut(BaseModel):
+    """Milliseconds per stage."""
+
+    decode: float
+    patches: float
+    queue: float
+    inference: float
+
+
+class DetectionOut(BaseModel):
+    """One image's answer."""
+
+    id: str = Field(description="the request's id; `-N` is added for image N of a batch")
+    verdict: Verdict
+    score: float = Field(ge=0, le=1, description="calibrated probability of AI generation")
+    thresholds: ThresholdsOut
+    model: ModelOut
+    image: ImageOut
+    warnings: list[str] = Field(examples=[["few_patches"]])
+    cached: bool = Field(description="whether the score comes from the result cache")
+    timings_ms: TimingsOut
+
+
+class ProblemOut(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str = Field(examples=["urn:nsnet:problem:corrupt_image"])
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str = Field(description="stable, for programs", examples=["corrupt_image"])
+    request_id: str
+
+
+class ItemOk(BaseModel):
+    """An image of a batch that was scored."""
+
+    index: int
+    filename: str | None
+    status: Literal["ok"]
+    result: DetectionOut
+
+
+class ItemError(BaseModel):
+    """An image of a batch that could not be scored."""
+
+    index: int
+    filename: str | None
+    status: Literal["error"]
+    error: ProblemOut
+
+
+class Summary(BaseModel):
+    """How a batch went."""
+
+    ok: int
+    error: int
+
+
+class BatchOut(BaseModel):
+    """Results in the order of the upload."""
+
+    model: ModelOut
+    results: list[ItemOk | ItemError]
+    summary: Summary
+
+
+class Status(BaseModel):
+    """A probe's answer."""
+
+    status: Literal["ok"]
+
+
+class LimitsOut(BaseModel):
+    """What an upload may be."""
+
+    max_upload_bytes: int
+    max_request_bytes: int
+    max_files: int
+    max_pixels: int
+    max_aspect: float
+    min_side: int
+    formats: list[str]
+
+
+class BackboneOut(BaseModel):
+    """The CLIP tower."""
+
+    name: str
+    sha256: str = Field(description="digest of the tower that the checkpoint was trained on")
+
+
+class ModelDetailsOut(ModelOut):
+    """All there is to know of the loaded model."""
+
+    backbone: BackboneOut
+    device: str
+    dtype: str
+    thresholds: ThresholdsOut
+    calibration: dict[str, Any]
+    evaluation: dict[str, Any] = Field(description="held-out figures; see the model card")
+    limits: LimitsOut

@@ -1,0 +1,95 @@
+"""The pixel rule: what one decoded image means in sRGB, for training and serving alike."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+PAGE = (255, 255, 255)
+_SRGB = ImageCms.createProfile("sRGB")
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """An image as the network's eye sees it.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], sRGB, contiguous.
+        warnings: `icc_profile_ignored` where an embedded colour profile could not be applied.
+    """
+
+    pixels: NDArray[np.uint8]
+    warnings: tuple[str, ...]
+
+
+def to_rgb(image: Image.Image) -> Pixels:
+    """Convert any Pillow image by one rule.
+
+    The EXIF orientation is applied. 16-bit grey is scaled to 8 bits, never clipped: v / 257,
+    rounded; 32-bit integer grey above 255 counts as 16-bit; floating-point grey up to 1.0 is
+    scaled by 255, up to 255 taken as is, above it as 16-bit. An embedded ICC profile that is not
+    sRGB is converted to sRGB (relative colorimetric), a broken one ignored with a warning. Alpha
+    is composited onto white, as a page shows it.
+
+    Args:
+        image: opened; its pixels are decoded here, in full (no `draft` mode: it changes pixels).
+
+    Raises:
+        OSError, ValueError, SyntaxError: the pixel data are corrupt, as Pillow says so.
+    """
+    image.load()
+    profile = image.info.get("icc_profile")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_grey_8_bit(image))
+    alpha = None
+    if image.mode in ("PA", "La", "RGBa") or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    elif image.has_transparency_data and image.mode in ("1", "L", "RGB"):
+        # A tRNS key: one colour of an opaque mode is see-through.
+        image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
+    if image.mode in ("LA", "RGBA"):
+        alpha = image.getchannel("A")
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    image, warnings = _to_srgb(image, profile)
+    if alpha is not None:
+        page = Image.new("RGB", image.size, PAGE)
+        page.paste(image, mask=alpha)
+        image = page
+    return Pixels(np.array(image), warnings)
+
+
+def _grey_8_bit(image: Image.Image) -> NDArray[np.uint8]:
+    """uint8 [H, W] from 16-bit, 32-bit or floating-point grey."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    top = values.max(initial=0.0)
+    if image.mode.startswith("I;16") or top > 255:
+        values = values / 257
+    elif image.mode == "F" and top <= 1:
+        values = values * 255
+    return values.round().clip(0, 255).astype(np.uint8)
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, tuple[str, ...]]:
+    """RGB from any mode without alpha, through the embedded profile where there is one."""
+    if not profile:
+        return image.convert("RGB"), ()
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        # An identity transform would still round some pixels off by one.
+        if "srgb" in ImageCms.getProfileDescription(source).lower() and image.mode != "CMYK":
+            return image.convert("RGB"), ()
+        if image.mode not in ("RGB", "L", "CMYK", "LAB"):
+            image = image.convert("RGB")
+        converted = ImageCms.profileToProfile(
+            image,
+            source,
+            _SRGB,
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image.convert("RGB"), ("icc_profile_ignored",)
+    return (converted or image.convert("RGB")), ()
