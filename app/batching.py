@@ -141,8 +141,8 @@ class Batcher:
         batch: list[_Job] = []
         try:
             self._setup()
-            while batch := self._collect():
-                self._serve(batch)
+            while (batch := self._collect()) and self._serve(batch):
+                batch = []
         finally:
             # Also on SystemExit and the like: nobody may wait for a thread that is gone.
             with self._changed:
@@ -176,15 +176,18 @@ class Batcher:
             if batch:
                 return batch
 
-    def _serve(self, batch: list[_Job]) -> None:
+    def _serve(self, batch: list[_Job]) -> bool:
+        """Answer a batch; False once the device no longer works."""
         self._metrics.batch_size.observe(len(batch))
-        if self._score(batch) == 0:
-            try:
-                self._probe()
-            except Exception as error:  # noqa: BLE001  (whatever it is, the device is gone)
-                # No traceback: its frames may hold request data.
-                log.error("the device does not answer any more: %s", type(error).__name__)  # noqa: TRY400
-                raise SystemExit from None
+        if self._score(batch):
+            return True
+        try:
+            self._probe()
+        except Exception as error:  # noqa: BLE001  (whatever it is, the device is gone)
+            # No traceback: its frames may hold request data.
+            log.error("the device does not answer any more: %s", type(error).__name__)  # noqa: TRY400
+            return False
+        return True
 
     def _score(self, batch: list[_Job]) -> int:
         """Answer a batch, halving it as long as it fails; returns how many were scored."""

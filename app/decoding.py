@@ -18,8 +18,11 @@ from model.pixels import to_rgb
 
 pillow_heif.register_heif_opener()
 
-# No other Pillow plugin ever sees an upload; APNG is PNG's, DIB is BMP's.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "HEIF")
+# No other Pillow plugin ever sees an upload; MPO comes with JPEG's, APNG with PNG's.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "HEIF")
+# What begins so and still is not identified is a damaged file of that format.
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
+_BRANDS = (b"ftypavif", b"ftypavis", b"ftypheic", b"ftypheix", b"ftypmif1")
 # Our own limit is checked first, from the header, with an error of its own.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -87,6 +90,8 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
+        if data.startswith(_SIGNATURES) or data[4:12] in _BRANDS:
+            raise ApiError("corrupt_image", "The image's header is damaged.") from None
         raise ApiError(
             "unsupported_media_type",
             "Send JPEG, PNG, WebP, AVIF, HEIC, GIF, TIFF or BMP: the content decides.",

@@ -63,6 +63,7 @@ def create_app(settings: Settings, load: Loader = load_detector) -> FastAPI:
 
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)  # noqa: S101  (registered for it)
+    request.app.state.service.metrics.rejected.labels(error.code).inc()
     return error.response(request.state.request_id)
 
 
@@ -75,7 +76,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  (registered for it)
     names = sorted({str(e["loc"][-1]) for e in error.errors() if e["loc"][0] == "query"})
     detail = f"Query parameters with a wrong value: {', '.join(names)}."
-    return ApiError("validation_error", detail).response(request.state.request_id)
+    return await _problem(request, ApiError("validation_error", detail))
 
 
 class Server(uvicorn.Server):
@@ -97,25 +98,22 @@ class Server(uvicorn.Server):
         if sig == signal.SIGTERM and delay and self._service.state is not State.DRAINING:
             self._service.drain()
             assert self._loop is not None  # noqa: S101  (signals are handled while serving)
-            self._loop.call_soon_threadsafe(self._loop.call_later, delay, self._close)
+            self._loop.call_soon_threadsafe(self._loop.call_later, delay, self.close)
             return
         self._service.drain()
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Stop listening; requests under way are finished."""
         # Not uvicorn's own handler: that one raises the signal again at the end, and a drained
         # server would exit with the signal's status instead of 0.
         self.should_exit = True
 
 
-def serve(settings: Settings) -> int:
-    """Serve until a signal; returns the process's exit status."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    app = create_app(settings)
+def make_server(app: FastAPI, settings: Settings) -> Server:
+    """Build the server of an application; not yet listening."""
     service: Service = app.state.service
     config = uvicorn.Config(
         app,
@@ -131,6 +129,16 @@ def serve(settings: Settings) -> int:
         lifespan="on",
     )
     server = Server(config, service)
-    app.state.load_failed = lambda: setattr(server, "should_exit", True)
+    app.state.load_failed = server.close
+    return server
+
+
+def serve(settings: Settings, load: Loader = load_detector) -> int:
+    """Serve until a signal; returns the process's exit status."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    app = create_app(settings, load)
+    server = make_server(app, settings)
     server.run()
-    return 1 if service.state is State.FAILED or not server.started else 0
+    return 1 if app.state.service.state is State.FAILED or not server.started else 0

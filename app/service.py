@@ -201,9 +201,8 @@ class Service:
             async with within(deadline):
                 answer = await self._detect(data, identifier, threshold, deadline)
             outcome = "ok"
-        except ApiError as error:
+        except ApiError:
             outcome = "error"
-            self.metrics.rejected.labels(error.code).inc()
             raise
         else:
             self.metrics.predictions.labels(answer.verdict.value).inc()

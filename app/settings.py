@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the tower; auto: bfloat16 on CUDA, float32 on the CPU"
+        "auto", description="of the tower; auto: bfloat16 where it is native, else float32"
     )
     torch_threads: int = Field(
         0, ge=0, description="threads of the forward pass; 0: the cores this process may use"

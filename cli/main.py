@@ -102,7 +102,6 @@ def detect(
 def _scorer() -> Any:
     from app.decoding import decode
     from app.errors import ApiError
-
     from model.detector import Detector, ImageTooSmallError
 
     chosen = _settings()

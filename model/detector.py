@@ -119,7 +119,8 @@ class Detector:
             checkpoint: a safetensors file by `save_checkpoint`.
             backbone: the tower's file, before the cache and the registry.
             device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ...
-            dtype: of the tower: `auto` (bfloat16 on CUDA, float32 on the CPU), or by name.
+            dtype: of the tower: `auto` (bfloat16 on CUDA and on CPUs that multiply it natively,
+                else float32), or by name.
 
         Raises:
             ModelError: with one clear line.
@@ -196,8 +197,15 @@ def _place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"the device {device!r} cannot be used here") from error
     if dtype == "auto":
-        return place, torch.bfloat16 if place.type == "cuda" else torch.float32
+        native = place.type == "cuda" or _cpu_multiplies_bfloat16()
+        return place, torch.bfloat16 if native else torch.float32
     kind = getattr(torch, dtype, None)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise ModelError(f"the dtype {dtype!r} is not one of float32, bfloat16, float16")
     return place, kind
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether bfloat16 is the fast type here; elsewhere it is emulated, and slower than float32."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

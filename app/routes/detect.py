@@ -154,6 +154,7 @@ async def _item(
             upload.data, identifier=identifier, threshold=threshold, deadline=deadline
         )
     except ApiError as error:
+        service.metrics.rejected.labels(error.code).inc()
         problem = ProblemOut.model_validate(error.problem(identifier))
         return ItemError(index=index, filename=upload.filename, status="error", error=problem)
     return ItemOk(index=index, filename=upload.filename, status="ok", result=found)

@@ -1,0 +1,193 @@
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from app.batching import Batcher, Scored
+from app.errors import ApiError
+from app.metrics import Metrics
+from model.detector import Prepared
+from tests.fakes import POISON, FakeDetector
+
+Start = Callable[..., Batcher]
+
+
+@pytest.fixture
+def fake() -> FakeDetector:
+    return FakeDetector()
+
+
+@pytest.fixture
+def start(fake: FakeDetector) -> Iterator[Start]:
+    started = []
+
+    def run(**options: Any) -> Batcher:
+        settings = {"max_batch": 4, "max_wait_s": 0.02} | options
+        batcher = Batcher(
+            settings.pop("predict", fake.predict), lambda: fake.warm_up([1]), lambda: None,
+            Metrics(), **settings,
+        )  # fmt: skip
+        batcher.start()
+        started.append(batcher)
+        return batcher
+
+    yield run
+    fake.gate.set()
+    for batcher in started:
+        batcher.stop()
+
+
+def item(grey: float) -> Prepared:
+    return Prepared(torch.full((1, 1, 1, 1), float(grey)), ())
+
+
+def later(seconds: float = 20) -> float:
+    return time.monotonic() + seconds
+
+
+async def codes(calls: list[Any]) -> list[Any]:
+    """Scores as numbers, errors as codes."""
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    return [
+        round(f.detection.score * 255) if isinstance(f, Scored)
+        else f.code if isinstance(f, ApiError) else f
+        for f in found
+    ]  # fmt: skip
+
+
+def test_images_that_come_together_share_a_forward(start: Start, fake: FakeDetector) -> None:
+    async def run() -> None:
+        batcher = start(max_wait_s=0.5)
+        found = await codes([batcher.score(item(i), later()) for i in (20, 21, 22, 23)])
+        assert found == [20, 21, 22, 23]
+
+    asyncio.run(run())
+    assert fake.batches == [4]
+
+
+def test_no_batch_exceeds_its_limit_and_none_waits_longer_than_told(
+    start: Start, fake: FakeDetector
+) -> None:
+    async def run() -> None:
+        batcher = start(max_batch=3, max_wait_s=0.01)
+        fake.gate.clear()
+        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in range(20, 30)]
+        await asyncio.to_thread(fake.entered.wait, 5)
+        fake.gate.set()
+        assert await codes(calls) == list(range(20, 30))
+        began = time.monotonic()
+        await batcher.score(item(50), later())
+        assert time.monotonic() - began < 5
+
+    asyncio.run(run())
+    assert max(fake.batches) == 3
+    assert sum(fake.batches) == 11
+
+
+def test_a_poison_image_fails_alone(start: Start, fake: FakeDetector) -> None:
+    """One exception killed the worker elsewhere, and later requests hung."""
+
+    async def run() -> None:
+        batcher = start(max_batch=8, max_wait_s=0.2)
+        greys = [20, 21, POISON, 23, 24, POISON, 26]
+        found = await codes([batcher.score(item(g), later()) for g in greys])
+        assert found == [20, 21, "inference_failed", 23, 24, "inference_failed", 26]
+        assert batcher.alive
+        assert await codes([batcher.score(item(30), later())]) == [30]
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_image_is_skipped_and_its_future_left_alone(
+    start: Start, fake: FakeDetector
+) -> None:
+    """`set_result` on a cancelled future killed the loop elsewhere."""
+
+    async def run() -> None:
+        batcher = start(max_batch=1)
+        fake.gate.clear()
+        running = asyncio.ensure_future(batcher.score(item(20), later()))
+        await asyncio.to_thread(fake.entered.wait, 5)
+        waiting = asyncio.ensure_future(batcher.score(item(21), later()))
+        last = asyncio.ensure_future(batcher.score(item(22), later()))
+        await asyncio.sleep(0)
+        running.cancel()  # its forward is under way: the result comes for a cancelled future
+        waiting.cancel()  # still queued
+        await asyncio.sleep(0)
+        fake.gate.set()
+        assert await codes([last]) == [22]
+
+    asyncio.run(run())
+    assert fake.batches == [1, 1]  # 21 never reached the device
+
+
+def test_an_expired_image_is_answered_before_the_forward(start: Start, fake: FakeDetector) -> None:
+    async def run() -> None:
+        batcher = start(max_batch=1)
+        fake.gate.clear()
+        first = asyncio.ensure_future(batcher.score(item(20), later()))
+        await asyncio.to_thread(fake.entered.wait, 5)
+        expired = asyncio.ensure_future(batcher.score(item(21), time.monotonic()))
+        await asyncio.sleep(0)
+        fake.gate.set()
+        assert await codes([first, expired]) == [20, "deadline_exceeded"]
+
+    asyncio.run(run())
+    assert fake.batches == [1]
+
+
+def test_a_dead_device_ends_the_thread_and_nobody_waits_for_it(
+    start: Start, fake: FakeDetector
+) -> None:
+    async def run() -> None:
+        batcher = start(max_batch=2, max_wait_s=0.05)
+        fake.broken = True
+        fake.gate.clear()
+        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in range(20, 25)]
+        await asyncio.to_thread(fake.entered.wait, 5)
+        fake.gate.set()
+        assert await asyncio.wait_for(codes(calls), 10) == ["inference_failed"] * 5
+        await asyncio.to_thread(batcher._thread.join, 5)
+        assert not batcher.alive
+        assert await codes([batcher.score(item(30), later())]) == ["inference_failed"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_not_even_a_base_exception_leaves_anybody_waiting(
+    start: Start, error: type[BaseException]
+) -> None:
+    """CancelledError passes `except Exception`."""
+
+    def explode(_: object) -> Any:
+        raise error
+
+    async def run() -> None:
+        batcher = start(predict=explode)
+        call = asyncio.wait_for(codes([batcher.score(item(20), later())]), 10)
+        assert await call == ["inference_failed"]
+
+    asyncio.run(run())
+
+
+def test_stopping_finishes_what_is_queued(start: Start, fake: FakeDetector) -> None:
+    async def run() -> None:
+        batcher = start(max_batch=1)
+        fake.gate.clear()
+        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in (20, 21, 22)]
+        await asyncio.to_thread(fake.entered.wait, 5)
+        stopping = threading.Thread(target=batcher.stop)
+        stopping.start()
+        fake.gate.set()
+        assert await codes(calls) == [20, 21, 22]
+        await asyncio.to_thread(stopping.join, 5)
+        assert not stopping.is_alive()
+        assert not batcher.alive
+
+    asyncio.run(run())

@@ -1,0 +1,170 @@
+import io
+import time
+import tracemalloc
+
+import numpy as np
+import pillow_heif
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.decoding import Decoded, decode
+from app.errors import ApiError
+from app.settings import Settings
+from tests.images import encoded, jpeg, photo, png_header
+
+LIMITS = Settings(max_pixels=2_000_000, max_upload_bytes=3_000_000)
+
+
+def opened(data: bytes, limits: Settings = LIMITS) -> Decoded:
+    return decode(data, limits, min_side=64)
+
+
+def refused(data: bytes, limits: Settings = LIMITS) -> str:
+    with pytest.raises(ApiError) as caught:
+        opened(data, limits)
+    return caught.value.code
+
+
+def heif() -> bytes:
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(photo()).save(buffer, quality=90)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (jpeg(), "JPEG"),
+        (encoded(photo(), "PNG"), "PNG"),
+        (encoded(photo(), "WEBP"), "WEBP"),
+        (encoded(photo(), "AVIF"), "AVIF"),
+        (encoded(photo(), "GIF"), "GIF"),
+        (encoded(photo(), "TIFF"), "TIFF"),
+        (encoded(photo(), "BMP"), "BMP"),
+        (heif(), "HEIF"),
+    ],
+)
+def test_every_allowed_format_is_read_by_content(data: bytes, name: str) -> None:
+    found = opened(data)
+    assert (found.format, found.width, found.height) == (name, 96, 80)
+    assert found.pixels.shape == (80, 96, 3)
+    assert found.warnings == ()
+
+
+def test_lossless_pixels_are_exact() -> None:
+    assert np.array_equal(opened(encoded(photo(), "PNG")).pixels, np.asarray(photo()))
+
+
+@pytest.mark.parametrize("codec", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_of_several_frames_the_first_is_read_and_that_is_said(codec: str) -> None:
+    frames = [photo(seed=1), photo(seed=2), photo(seed=3)]
+    data = encoded(frames[0], codec, save_all=True, append_images=frames[1:])
+    found = opened(data)
+    assert found.warnings == ("first_frame_only",)
+    if codec in ("PNG", "TIFF"):
+        assert np.array_equal(found.pixels, np.asarray(frames[0]))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GIF",
+        b"plain text " * 20,
+        b"%PDF-1.7\n" + b"0" * 100,
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        encoded(photo(), "ICO"),
+        encoded(photo(), "PPM"),
+        encoded(photo(), "JPEG2000"),
+        encoded(photo(), "TGA"),
+    ],
+)
+def test_other_content_is_unsupported(data: bytes) -> None:
+    assert refused(data) == "unsupported_media_type"
+
+
+def test_empty_and_large_files() -> None:
+    assert refused(b"") == "empty_file"
+    assert refused(b"\xff" * 3_000_001) == "payload_too_large"
+
+
+def test_truncated_files_are_corrupt() -> None:
+    for codec in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF"):
+        data = encoded(photo(200, 200), codec)
+        assert refused(data[: len(data) * 2 // 3]) == "corrupt_image", codec
+
+
+@pytest.mark.parametrize(
+    ("size", "code"),
+    [
+        ((12_000, 1), "image_too_small"),
+        ((63, 500), "image_too_small"),
+        ((40_000, 40_000), "too_many_pixels"),
+        ((2**31 - 1, 2**31 - 1), "too_many_pixels"),
+        ((12_000, 100), "validation_error"),
+    ],
+)
+def test_sizes_are_refused_from_the_header_at_no_cost(size: tuple[int, int], code: str) -> None:
+    data = png_header(*size)
+    tracemalloc.start()
+    start = time.perf_counter()
+    assert refused(data) == code
+    took = time.perf_counter() - start
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000
+    assert took < 1
+
+
+def test_a_decompression_bomb_of_text_chunks_is_corrupt_not_a_crash() -> None:
+    import zlib
+
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("comment", "a" * 200_000_000, zip=True)
+    data = encoded(photo(), "PNG", pnginfo=info)
+    assert len(data) < 3_000_000
+    assert zlib.crc32(data)
+    assert refused(data) == "corrupt_image"
+
+
+def test_reported_size_is_the_upright_one() -> None:
+    image = photo(96, 80)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    found = opened(encoded(image, "JPEG", exif=exif))
+    assert (found.width, found.height) == (80, 96)
+
+
+SEEDS = [jpeg(), *(encoded(photo(), codec) for codec in ("PNG", "WEBP", "GIF", "TIFF", "BMP"))]
+CODES = {"empty_file", "unsupported_media_type", "corrupt_image", "image_too_small",
+         "too_many_pixels", "validation_error"}  # fmt: skip
+
+
+@given(
+    seed=st.sampled_from(SEEDS),
+    edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=12),
+    cut=st.floats(0.05, 1),
+)
+@settings(deadline=None, max_examples=150)
+def test_hostile_bytes_decode_or_give_a_typed_error(
+    seed: bytes, edits: list[tuple[float, int]], cut: float
+) -> None:
+    data = bytearray(seed[: int(len(seed) * cut)])
+    for where, value in edits:
+        if data:
+            data[int(where * (len(data) - 1))] = value
+    code = None
+    try:
+        found = opened(bytes(data))
+        assert found.pixels.shape == (found.height, found.width, 3)
+    except ApiError as error:
+        code = error.code
+    assert code is None or code in CODES
+
+
+@given(st.binary(max_size=400))
+@settings(deadline=None, max_examples=100)
+def test_random_bytes_give_a_typed_error(data: bytes) -> None:
+    assert refused(data) in CODES

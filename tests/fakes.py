@@ -1,0 +1,75 @@
+"""A detector whose every mood is in a test's hands."""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.detector import Detection, Detector, ModelError, Prepared, Thresholds
+
+POISON = 13  # an image of this grey makes its batch fail
+SLOW = 77  # an image of this grey takes SLOW_S
+SLOW_S = 1.0
+
+
+class FakeDetector:
+    """Scores an image by its mean grey / 255.
+
+    Attributes:
+        gate: while cleared, `predict` blocks.
+        entered: set once `predict` was entered.
+        batches: sizes of the batches it was given.
+        broken: the device fails for good.
+    """
+
+    name = "fake"
+    version = "1.2.3"
+    sha256 = "f" * 64
+    backbone = "none"
+    backbone_sha256 = "0" * 64
+    device = torch.device("cpu")
+    dtype = torch.float32
+    thresholds = Thresholds(real_below=0.3, ai_above=0.7)
+    min_side = 64
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.batches: list[int] = []
+        self.broken = False
+        self.prepare_s = 0.0
+        self.calibration = {"slope": 1.0}
+        self.evaluation = {"auc": 0.5}
+
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        if self.broken:
+            raise RuntimeError("device lost")
+
+    def prepare(self, pixels: np.ndarray) -> Prepared:
+        if self.prepare_s:
+            time.sleep(self.prepare_s)
+        grey = torch.tensor([[[[float(pixels.mean())]]]])
+        return Prepared(grey, ())
+
+    def predict(self, batch: Sequence[Prepared]) -> list[Detection]:
+        self.entered.set()
+        self.gate.wait(20)
+        self.batches.append(len(batch))
+        values = [float(item.canvases.mean()) for item in batch]
+        if self.broken or any(round(v) == POISON for v in values):
+            raise RuntimeError("this text must never reach a client")
+        if any(round(v) == SLOW for v in values):
+            time.sleep(SLOW_S)
+        return [Detection(v / 255, self.thresholds.verdict(v / 255), ()) for v in values]
+
+
+def load_fake(_: Any) -> Detector:
+    """For servers in a process of their own."""
+    if os.environ.get("FAKE_LOAD") == "fail":
+        raise ModelError("no weights for a test")
+    return FakeDetector()  # type: ignore[return-value]

@@ -1,0 +1,129 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from model.pixels import to_rgb
+from tests.images import encoded, photo
+
+
+def pixel(image: Image.Image) -> tuple[int, ...]:
+    found = to_rgb(image).pixels
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    assert found.shape == (image.height, image.width, 3)
+    return tuple(int(v) for v in found[0, 0])
+
+
+def test_rgb_is_untouched() -> None:
+    image = photo()
+    assert np.array_equal(to_rgb(image).pixels, np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 100, (100, 100, 100)),
+        ("LA", (0, 0), (255, 255, 255)),
+        ("LA", (0, 255), (0, 0, 0)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 128), (127, 127, 127)),
+        ("CMYK", (0, 0, 0, 0), (255, 255, 255)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("YCbCr", (128, 128, 128), (128, 128, 128)),
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 25700, (100, 100, 100)),
+        ("I", 25700, (100, 100, 100)),
+        ("I", 200, (200, 200, 200)),
+        ("F", 0.5, (128, 128, 128)),
+        ("F", 200.0, (200, 200, 200)),
+        ("F", 25700.0, (100, 100, 100)),
+    ],
+)
+def test_every_mode_by_its_rule(mode: str, value: object, expected: tuple[int, ...]) -> None:
+    assert pixel(Image.new(mode, (3, 2), value)) == expected  # type: ignore[arg-type]
+
+
+def test_16_bit_grey_png_is_scaled_not_clipped() -> None:
+    """Clipped to white, it was scored 0.92 elsewhere."""
+    ramp = np.linspace(0, 65535, 256, dtype=np.uint16)[None].repeat(4, axis=0)
+    data = encoded(Image.fromarray(ramp), "PNG")
+    found = to_rgb(Image.open(io.BytesIO(data))).pixels
+    assert np.array_equal(found[0, :, 0], np.round(ramp[0] / 257).astype(np.uint8))
+
+
+def test_not_a_number_is_black() -> None:
+    values = np.array([[np.nan, np.inf, 0.5, 1.0]], dtype=np.float32)
+    assert to_rgb(Image.fromarray(values)).pixels[0, :, 0].tolist() == [0, 0, 128, 255]
+
+
+def test_a_palettes_transparent_colour_and_a_trns_key_show_the_page() -> None:
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([9, 9, 9, 40, 50, 60])
+    assert pixel(palette) == (40, 50, 60)
+    palette.info["transparency"] = 1
+    assert pixel(palette) == (255, 255, 255)
+    data = encoded(Image.new("RGB", (2, 2), (1, 2, 3)), "PNG", transparency=(1, 2, 3))
+    assert pixel(Image.open(io.BytesIO(data))) == (255, 255, 255)
+    data = encoded(Image.new("L", (2, 2), 7), "PNG", transparency=7)
+    assert pixel(Image.open(io.BytesIO(data))) == (255, 255, 255)
+
+
+def test_adobes_inverted_cmyk_jpeg() -> None:
+    data = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100)
+    red, green, blue = pixel(Image.open(io.BytesIO(data)))
+    assert red > 245
+    assert max(green, blue) < 10
+
+
+def test_exif_orientation_turns_the_image() -> None:
+    image = Image.new("RGB", (4, 2), (0, 0, 0))
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    data = encoded(image, "PNG", exif=exif)
+    found = to_rgb(Image.open(io.BytesIO(data))).pixels
+    assert found.shape == (4, 2, 3)
+    assert found[0, 1].tolist() == [255, 0, 0]
+
+
+def test_a_foreign_profile_is_converted_a_broken_one_ignored_and_srgb_left_alone() -> None:
+    image = photo()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    same = to_rgb(Image.open(io.BytesIO(encoded(image, "PNG", icc_profile=srgb))))
+    assert np.array_equal(same.pixels, np.asarray(image))
+    assert same.warnings == ()
+    for broken in (b"not a profile", lab):
+        found = to_rgb(Image.open(io.BytesIO(encoded(image, "PNG", icc_profile=broken))))
+        assert np.array_equal(found.pixels, np.asarray(image))
+        assert found.warnings == ("icc_profile_ignored",)
+
+
+def linear_profile() -> bytes:
+    """sRGB's primaries with a linear tone curve, by patching the curves of a real profile."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(data[128:132], "big")
+    for index in range(count):
+        entry = 132 + 12 * index
+        if data[entry : entry + 4] in (b"rTRC", b"gTRC", b"bTRC"):
+            offset = int.from_bytes(data[entry + 4 : entry + 8], "big")
+            # parametricCurveType, function 0: Y = X ^ 1.0
+            data[offset : offset + 16] = b"para" + bytes(4) + bytes(4) + bytes([0, 1, 0, 0])
+        if data[entry : entry + 4] == b"desc":
+            offset = int.from_bytes(data[entry + 4 : entry + 8], "big")
+            size = int.from_bytes(data[entry + 8 : entry + 12], "big")
+            text = data[offset : offset + size]
+            data[offset : offset + size] = text.replace("sRGB".encode("utf-16-be"),
+                                                        "line".encode("utf-16-be"))  # fmt: skip
+    return bytes(data)
+
+
+def test_a_linear_profile_brightens_mid_grey_to_its_srgb_value() -> None:
+    image = Image.new("RGB", (8, 8), (55, 55, 55))  # 55 / 255 linear is 0.5 in sRGB
+    found = to_rgb(Image.open(io.BytesIO(encoded(image, "PNG", icc_profile=linear_profile()))))
+    assert found.warnings == ()
+    assert np.abs(found.pixels.astype(int) - 128).max() <= 2

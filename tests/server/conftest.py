@@ -1,0 +1,146 @@
+"""Real servers on loopback: in a thread, to hold the detector's strings; in a process, to kill."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.main import create_app, make_server
+from app.service import Service
+from app.settings import Settings
+from tests.fakes import FakeDetector
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 15) -> Any:
+    """Wait for a condition; its value."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it never became true"
+        time.sleep(0.005)
+    return value
+
+
+@dataclass
+class Running:
+    """A server in a thread."""
+
+    url: str
+    fake: FakeDetector
+    service: Service
+    loading: threading.Event
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **options)
+
+    def metric(self, line: str) -> float:
+        text = httpx.get(f"{self.url}/metrics").text
+        found = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
+        return float(found.group(1)) if found else 0.0
+
+
+@contextlib.contextmanager
+def running(*, load_now: bool = True, cached: bool = False, **settings: Any) -> Iterator[Running]:
+    """Serve a fake detector with these settings."""
+    fake, loading = FakeDetector(), threading.Event()
+    if load_now:
+        loading.set()
+
+    def load(_: Settings) -> Any:
+        loading.wait(20)
+        return fake
+
+    chosen = Settings(port=0, cache_size=100 if cached else 0, **settings)
+    app = create_app(chosen, load)
+    server = make_server(app, chosen)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        found = Running(f"http://127.0.0.1:{port}", fake, app.state.service, loading)
+        if load_now:
+            eventually(lambda: httpx.get(f"{found.url}/readyz").status_code == 200)
+        yield found
+    finally:
+        loading.set()
+        fake.gate.set()
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+@pytest.fixture
+def server() -> Iterator[Running]:
+    with running() as found:
+        yield found
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, command: list[str], **environment: str) -> None:
+        self.popen = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"NSNET_PORT": "0", "NSNET_HOST": "127.0.0.1"} | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stderr
+        for line in self.popen.stderr:
+            self.log.append(line)
+
+    def url(self, seconds: float = 60) -> str:
+        """Where it listens."""
+        found = eventually(
+            lambda: re.search(r"running on (http://\S+)", "".join(self.log)), seconds
+        )
+        return str(found.group(1))
+
+    def ready(self, seconds: float = 60) -> str:
+        url = self.url(seconds)
+        eventually(lambda: httpx.get(f"{url}/readyz").status_code == 200, seconds)
+        return url
+
+    def terminate(self) -> None:
+        self.popen.send_signal(signal.SIGTERM)
+
+    def exit_status(self, seconds: float = 30) -> int:
+        status = self.popen.wait(seconds)
+        self._reader.join(5)
+        return status
+
+
+@pytest.fixture
+def process() -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(*, fake: bool = True, **environment: str) -> Process:
+        module = "tests.server.serve_fake" if fake else "cli.main"
+        command = [sys.executable, "-m", module, *([] if fake else ["serve"])]
+        started.append(Process(command, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.popen.poll() is None:
+            one.popen.kill()
+        one.popen.wait(10)

@@ -1,0 +1,214 @@
+"""What a well-behaved client sees."""
+
+import hashlib
+import json
+import tempfile
+import threading
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.images import encoded, jpeg
+from tests.server.conftest import Running, eventually, running
+
+
+def grey(value: int, size: tuple[int, int] = (80, 70)) -> bytes:
+    return encoded(Image.new("RGB", size, (value,) * 3), "PNG")
+
+
+def test_a_multipart_upload_answers_the_contract(server: Running) -> None:
+    data = grey(204)
+    answer = httpx.post(f"{server.url}/detect", files={"file": ("secret name.png", data)})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert len(body.pop("id")) == 32
+    timings = body.pop("timings_ms")
+    assert set(timings) == {"decode", "patches", "queue", "inference"}
+    assert body == {
+        "verdict": "ai_generated",
+        "score": pytest.approx(0.8),
+        "thresholds": {"real_below": 0.3, "ai_above": 0.7},
+        "model": {"name": "fake", "version": "1.2.3", "sha256": "f" * 64},
+        "image": {
+            "sha256": hashlib.sha256(data).hexdigest(), "format": "PNG", "width": 80, "height": 70,
+        },
+        "warnings": [],
+        "cached": False,
+    }  # fmt: skip
+    assert answer.headers["Server-Timing"].startswith("decode;dur=")
+    assert "server" not in answer.headers
+
+
+def test_a_raw_body_and_a_wrong_content_type_are_judged_by_content(server: Running) -> None:
+    answer = httpx.post(
+        f"{server.url}/detect", content=grey(26), headers={"Content-Type": "image/jpeg"}
+    )
+    assert answer.json()["verdict"] == "real"
+    assert answer.json()["image"]["format"] == "PNG"
+
+
+def test_a_threshold_is_one_cut(server: Running) -> None:
+    for threshold, verdict in ((0.4, "ai_generated"), (0.6, "real")):
+        body = httpx.post(
+            f"{server.url}/detect", params={"threshold": threshold}, files={"file": grey(128)}
+        ).json()
+        assert body["verdict"] == verdict
+        assert body["thresholds"] == {"real_below": threshold, "ai_above": threshold}
+    assert (
+        httpx.post(f"{server.url}/detect", files={"file": grey(128)}).json()["verdict"]
+        == "uncertain"
+    )
+
+
+def test_the_request_id_is_the_callers_where_it_is_sane(server: Running) -> None:
+    with server.client() as client:
+        for given, kept in (("abc-1.2_X", True), ("a b", False), ("x" * 65, False)):
+            answer = client.post("/detect", files={"file": grey(50)},
+                                 headers={"X-Request-ID": given})  # fmt: skip
+            assert (answer.headers["X-Request-ID"] == given) is kept
+            assert answer.json()["id"] == answer.headers["X-Request-ID"]
+
+
+def test_a_batch_keeps_order_and_isolates_errors(server: Running) -> None:
+    files = [("a.png", grey(10)), ("b", b"not an image"), ("c.png", grey(13)), ("d.png", grey(250))]
+    answer = httpx.post(f"{server.url}/detect/batch", files=[("files", f) for f in files])
+    assert answer.status_code == 200
+    body = answer.json()
+    assert [r["index"] for r in body["results"]] == [0, 1, 2, 3]
+    assert [r["filename"] for r in body["results"]] == ["a.png", "b", "c.png", "d.png"]
+    assert [r["status"] for r in body["results"]] == ["ok", "error", "error", "ok"]
+    assert body["results"][1]["error"]["code"] == "unsupported_media_type"
+    assert body["results"][2]["error"]["code"] == "inference_failed"
+    assert body["results"][3]["result"]["verdict"] == "ai_generated"
+    assert body["summary"] == {"ok": 2, "error": 2}
+    assert body["model"]["name"] == "fake"
+
+
+@pytest.mark.parametrize("accept", ["application/x-ndjson", "application/jsonl"])
+def test_ndjson_gives_each_image_as_it_completes_then_a_summary(
+    server: Running, accept: str
+) -> None:
+    """The first line must arrive while another image is still being scored."""
+    server.fake.gate.clear()
+    parts = [("files", ("bad", b"nothing")), ("files", ("good", grey(250)))]
+    with (
+        server.client() as client,
+        client.stream("POST", "/detect/batch", files=parts, headers={"Accept": accept}) as answer,
+    ):
+        assert answer.headers["Content-Type"].startswith("application/x-ndjson")
+        lines = answer.iter_lines()
+        first = json.loads(next(lines))
+        assert (first["index"], first["status"]) == (0, "error")
+        server.fake.gate.set()
+        second, summary = (json.loads(line) for line in lines)
+    assert second["result"]["verdict"] == "ai_generated"
+    assert summary["summary"] == {"ok": 1, "error": 1}
+
+
+def test_concurrent_uploads_share_forwards(server: Running) -> None:
+    server.fake.gate.clear()
+    scores: dict[int, float] = {}
+
+    def post(value: int) -> None:
+        body = httpx.post(f"{server.url}/detect", files={"file": grey(value)}, timeout=30).json()
+        scores[value] = body["score"]
+
+    threads = [threading.Thread(target=post, args=(v,)) for v in range(100, 112)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: server.service.admission.taken == 12)
+    eventually(lambda: server.metric("nsnet_queue_depth") >= 8)
+    server.fake.gate.set()
+    for thread in threads:
+        thread.join(20)
+    assert {v: round(s * 255) for v, s in scores.items()} == {v: v for v in range(100, 112)}
+    assert max(server.fake.batches) == 8
+    eventually(lambda: server.service.admission.taken == 0)
+
+
+def test_a_result_is_cached_by_content_and_thresholds_are_not() -> None:
+    """Keyed by something else than the content, a cache answers for the wrong image."""
+    with running(cached=True) as server, server.client() as client:
+        first = client.post("/detect", files={"file": ("x", grey(128))}).json()
+        again = client.post(
+            "/detect", params={"threshold": 0.1}, files={"file": ("y", grey(128))}
+        ).json()
+        other = client.post("/detect", files={"file": ("x", grey(129))}).json()
+        assert [r["cached"] for r in (first, again, other)] == [False, True, False]
+        assert again["score"] == first["score"] != other["score"]
+        assert again["verdict"] == "ai_generated"
+        assert again["image"] == first["image"]
+        assert len(server.fake.batches) == 2
+        assert server.metric('nsnet_cache_requests_total{result="hit"}') == 1
+
+
+def test_without_a_cache_every_upload_is_scored(server: Running) -> None:
+    for _ in range(2):
+        body = httpx.post(f"{server.url}/detect", files={"file": grey(128)}).json()
+        assert body["cached"] is False
+    assert len(server.fake.batches) == 2
+
+
+def test_operators_see_state_model_and_metrics(server: Running) -> None:
+    with server.client() as client:
+        assert client.get("/livez").json() == client.get("/healthz").json() == {"status": "ok"}
+        assert client.get("/readyz").status_code == 200
+        model = client.get("/model").json()
+        assert model["limits"]["min_side"] == 64
+        assert model["backbone"]["name"] == "none"
+        client.post("/detect", files={"file": grey(204)})
+        client.post("/detect", files={"file": b"nothing"})
+        client.get("/no/such/route")
+        text = client.get("/metrics").text
+    for line in (
+        'nsnet_images_total{outcome="ok"} 1.0',
+        'nsnet_images_total{outcome="error"} 1.0',
+        'nsnet_predictions_total{verdict="ai_generated"} 1.0',
+        'nsnet_rejected_total{reason="unsupported_media_type"} 1.0',
+        'nsnet_stage_duration_seconds_count{stage="decode"} 1.0',
+        'nsnet_stage_duration_seconds_count{stage="patches"} 1.0',
+        'nsnet_stage_duration_seconds_count{stage="queue"} 1.0',
+        'nsnet_stage_duration_seconds_count{stage="forward"} 1.0',
+        "nsnet_batch_size_count 1.0",
+        "nsnet_queue_depth 0.0",
+        "nsnet_inflight_images 0.0",
+        'nsnet_score_bucket{le="0.8"} 1.0',
+        'http_requests_total{method="POST",route="/detect",status="200"} 1.0',
+        'http_requests_total{method="GET",route="unmatched",status="404"} 1.0',
+    ):
+        assert line in text
+    assert "nsnet_model_load_seconds" in text
+    assert f'sha256="{"f" * 64}"' in text
+
+
+def test_the_documentation_needs_no_other_host(server: Running) -> None:
+    with server.client() as client:
+        page = client.get("/docs")
+        assert page.status_code == 200
+        assert "https://" not in page.text
+        for asset in ("swagger-ui-bundle.js", "swagger-ui.css"):
+            assert client.get(f"/static-offline-docs/{asset}").status_code == 200
+        paths = client.get("/openapi.json").json()["paths"]
+    assert {"/detect", "/detect/batch", "/livez", "/readyz", "/metrics", "/model"} <= set(paths)
+
+
+def test_no_image_touches_the_disk_or_the_log(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Uploads above 1 MiB rolled to disk elsewhere."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a temporary file was opened")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    data = jpeg(2400, 1800)
+    assert len(data) > 2_000_000
+    with caplog.at_level("DEBUG"):
+        answer = httpx.post(
+            f"{server.url}/detect", files={"file": ("secret-name.jpg", data)}, timeout=30
+        )
+    assert answer.status_code == 200
+    assert "/detect 200" in caplog.text
+    assert "secret-name" not in caplog.text

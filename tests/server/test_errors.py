@@ -1,0 +1,324 @@
+"""Every row of the error table, and every failure seen in other servers, against a real server."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fakes import POISON
+from tests.images import jpeg, png_header
+from tests.server.conftest import Process, Running, eventually, running
+from tests.server.test_detect import grey
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Check the shape that every error has."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert set(body) == {"type", "title", "status", "detail", "instance", "code", "request_id"}
+    assert (body["status"], body["code"]) == (status, code)
+    assert body["request_id"] == answer.headers["X-Request-ID"]
+    assert (status in (429, 503)) == ("Retry-After" in answer.headers)
+    if "Retry-After" in answer.headers:
+        assert 1 <= int(answer.headers["Retry-After"]) <= 60
+    return body
+
+
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        ({"content": b"--x\r\nnonsense", "headers": MULTIPART}, 400, "malformed_multipart"),
+        ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, 400,
+         "malformed_multipart"),
+        ({"content": b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nab',
+          "headers": MULTIPART}, 400, "malformed_multipart"),
+        ({"files": {"other": b"x"}}, 400, "missing_file"),
+        ({"files": {"note": (None, "text")}}, 400, "missing_file"),
+        ({"files": {"file": b""}}, 400, "empty_file"),
+        ({"content": b"", "headers": {"Content-Type": "image/png"}}, 400, "empty_file"),
+        ({"files": [("file", grey(1)), ("file", grey(2))]}, 413, "too_many_files"),
+        ({"files": {"file": png_header(20_000, 20_000)}}, 413, "too_many_pixels"),
+        ({"files": {"file": b"plain text"}}, 415, "unsupported_media_type"),
+        ({"json": {"file": "x"}}, 415, "unsupported_media_type"),
+        ({"files": {"file": jpeg(300, 300)[:2000]}}, 422, "corrupt_image"),
+        ({"files": {"file": grey(1, (63, 64))}}, 422, "image_too_small"),
+        ({"files": {"file": png_header(12_000, 1)}}, 422, "image_too_small"),
+        ({"files": {"file": png_header(12_000, 64)}}, 422, "validation_error"),
+        ({"files": {"file": grey(1)}, "params": {"threshold": "2"}}, 422, "validation_error"),
+        ({"files": {"file": grey(1)}, "params": {"threshold": "nan"}}, 422, "validation_error"),
+        ({"files": {"file": grey(POISON)}}, 500, "inference_failed"),
+    ],
+)  # fmt: skip
+def test_bad_requests(server: Running, request_: dict[str, Any], status: int, code: str) -> None:
+    with server.client() as client:
+        body = problem(client.post("/detect", **request_), status, code)
+        assert "must never reach" not in str(body)
+        # The same connection goes on to serve.
+        assert client.post("/detect", files={"file": grey(100)}).status_code == 200
+
+
+def test_unknown_routes_and_methods(server: Running) -> None:
+    with server.client() as client:
+        body = problem(client.get("/secret/path"), 404, "not_found")
+        assert "secret" not in str(body)
+        answer = client.get("/detect")
+        problem(answer, 405, "method_not_allowed")
+        assert answer.headers["Allow"] == "POST"
+        problem(client.put("/livez"), 405, "method_not_allowed")
+
+
+def test_a_truncated_jpeg_is_a_client_error_on_a_connection_that_lives(server: Running) -> None:
+    """Elsewhere it answered 500 and dropped the keep-alive connection."""
+    data = jpeg(600, 400)
+    with server.client() as client:
+        for cut in (3, 100, len(data) // 2, len(data) - 300):
+            answer = client.post("/detect", files={"file": data[:cut]})
+            problem(answer, 422, "corrupt_image")
+        stream = answer.extensions["network_stream"].get_extra_info("client_addr")
+        good = client.post("/detect", files={"file": data})
+        assert good.status_code == 200
+        assert good.extensions["network_stream"].get_extra_info("client_addr") == stream
+
+
+def chunks(total: int) -> Iterator[bytes]:
+    for _ in range(total // 4096):
+        yield b"\xff" * 4096
+
+
+def test_bodies_are_counted_as_they_arrive() -> None:
+    with running(max_request_bytes=50_000, max_upload_bytes=20_000, max_files=4) as server:
+        with server.client() as client:
+            declared = client.post("/detect", content=b"x" * 60_000,
+                                   headers={"Content-Type": "image/png"})  # fmt: skip
+            problem(declared, 413, "payload_too_large")
+            image = client.post("/detect", files={"file": b"\xff" * 30_000})
+            problem(image, 413, "payload_too_large")
+        # No Content-Length: the count alone stops it, though the sender would go on for 400 MB.
+        with server.client() as client, contextlib.suppress(httpx.WriteError):
+            answer = client.post("/detect", content=chunks(400_000_000),
+                                 headers={"Content-Type": "image/png"})  # fmt: skip
+            problem(answer, 413, "payload_too_large")
+        eventually(lambda: server.service.admission.taken == 0)
+        assert server.metric('nsnet_rejected_total{reason="payload_too_large"}') == 3
+
+
+def test_batches_have_limits_of_their_own() -> None:
+    with running(max_files=3, max_queue=2) as server, server.client() as client:
+        four = [("files", grey(i)) for i in range(100, 104)]
+        problem(client.post("/detect/batch", files=four), 413, "too_many_files")
+        # Three never fit into a queue of two: coming again would not help.
+        problem(client.post("/detect/batch", files=four[:3]), 413, "too_many_files")
+        assert client.post("/detect/batch", files=four[:2]).json()["summary"]["ok"] == 2
+        problem(client.post("/detect/batch", files={"file": grey(1)}), 400, "missing_file")
+        problem(client.post("/detect/batch", content=b"x"), 415, "unsupported_media_type")
+        assert server.service.admission.taken == 0
+
+
+def test_keys_guard_detection_but_not_the_probes() -> None:
+    with running(api_keys="correct horse,second") as server, server.client() as client:
+        for path in ("/livez", "/readyz", "/metrics", "/docs"):
+            assert client.get(path).status_code == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic second"},
+                        {"X-API-Key": "corect horse"}):  # fmt: skip
+            answer = client.post("/detect", files={"file": grey(100)}, headers=headers)
+            problem(answer, 401, "unauthorized")
+            assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+        problem(client.get("/model"), 401, "unauthorized")
+        for headers in ({"Authorization": "bearer correct horse"}, {"X-API-Key": "second"}):
+            answer = client.post("/detect", files={"file": grey(100)}, headers=headers)
+            assert answer.status_code == 200
+            assert client.get("/model", headers=headers).status_code == 200
+
+
+def test_a_client_that_asks_too_often_is_told_when_to_come_back() -> None:
+    with running(rate_limit_per_minute=3) as server, server.client() as client:
+        files = [("files", grey(i)) for i in (100, 101)]
+        assert client.post("/detect/batch", files=files).status_code == 200
+        assert client.post("/detect", files={"file": grey(1)}).status_code == 200
+        answer = client.post("/detect", files={"file": grey(1)})
+        problem(answer, 429, "rate_limited")
+        assert 10 <= int(answer.headers["Retry-After"]) <= 20
+
+
+class Posting:
+    """A request under way in a thread."""
+
+    def __init__(self, server: Running, path: str = "/detect", **options: Any) -> None:
+        self.answer: httpx.Response | None = None
+        self.thread = threading.Thread(target=self._run, args=(server.url + path, options))
+        self.thread.start()
+
+    def _run(self, url: str, options: dict[str, Any]) -> None:
+        self.answer = httpx.post(url, timeout=30, **(options or {"files": {"file": grey(100)}}))
+
+    def result(self) -> httpx.Response:
+        self.thread.join(30)
+        assert self.answer is not None
+        return self.answer
+
+
+def test_a_full_queue_sheds_at_once_and_counts_every_image_of_a_request() -> None:
+    """A batch limit that ignored the items within one request let queues grow elsewhere."""
+    with running(max_queue=3) as server, server.client() as client:
+        server.fake.gate.clear()
+        two = Posting(server, "/detect/batch", files=[("files", grey(i)) for i in (100, 101)])
+        eventually(lambda: server.service.admission.taken == 2)
+        began = time.monotonic()
+        answer = client.post("/detect/batch", files=[("files", grey(i)) for i in (1, 2)])
+        assert time.monotonic() - began < 5
+        problem(answer, 429, "queue_full")
+        assert client.get("/readyz").status_code == 200  # busy is not broken
+        one = Posting(server)
+        eventually(lambda: server.service.admission.taken == 3)
+        problem(client.post("/detect", files={"file": grey(100)}), 429, "queue_full")
+        server.fake.gate.set()
+        assert one.result().status_code == 200
+        assert two.result().json()["summary"] == {"ok": 2, "error": 0}
+        assert client.post("/detect", files={"file": grey(100)}).status_code == 200
+
+
+def test_a_deadline_answers_504_and_frees_the_place() -> None:
+    with running(deadline_s=0.3) as server, server.client() as client:
+        server.fake.gate.clear()
+        problem(client.post("/detect", files={"file": grey(100)}), 504, "deadline_exceeded")
+        batch = client.post("/detect/batch", files=[("files", grey(100))]).json()
+        assert batch["results"][0]["error"]["code"] == "deadline_exceeded"
+        assert server.service.admission.taken == 0
+        server.fake.gate.set()
+        eventually(lambda: client.post("/detect", files={"file": grey(1)}).status_code == 200)
+
+
+def test_a_slow_upload_ends_at_the_deadline() -> None:
+    with running(deadline_s=0.5) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as raw:
+            raw.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+                        b"Content-Length: 1000\r\n\r\nhalf")  # fmt: skip
+            assert b" 504 " in raw.recv(4096)
+        eventually(lambda: server.service.admission.taken == 0)
+
+
+@pytest.mark.parametrize("path", ["/detect", "/detect/batch"])
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+def test_a_client_that_leaves_frees_its_place(server: Running, path: str, accept: str) -> None:
+    server.fake.gate.clear()
+    blocker = Posting(server)
+    eventually(server.fake.entered.is_set)
+    field = "file" if path == "/detect" else "files"
+    body = httpx.Request("POST", server.url + path, files={field: grey(200)}).read()
+    boundary = body[2 : body.index(b"\r\n")].decode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n"
+            f"Content-Type: multipart/form-data; boundary={boundary}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        eventually(lambda: server.service.admission.taken == 2)
+    eventually(lambda: server.service.admission.taken == 1)
+    server.fake.gate.set()
+    assert blocker.result().status_code == 200
+    eventually(lambda: server.metric('nsnet_images_total{outcome="cancelled"}') == 1)
+    assert server.fake.batches == [1]  # the image nobody waited for was never scored
+
+
+def test_a_client_that_leaves_during_its_upload_costs_nothing(server: Running) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+                    b"Content-Length: 1000\r\n\r\nhalf")  # fmt: skip
+        eventually(lambda: server.service.admission.taken == 1)
+    eventually(lambda: server.service.admission.taken == 0)
+
+
+def test_before_the_model_is_loaded_the_process_lives_but_takes_no_work() -> None:
+    with running(load_now=False) as server, server.client() as client:
+        assert client.get("/livez").status_code == 200
+        problem(client.get("/readyz"), 503, "not_ready")
+        problem(client.post("/detect", files={"file": grey(1)}), 503, "not_ready")
+        problem(client.get("/model"), 503, "not_ready")
+        server.loading.set()
+        eventually(lambda: client.get("/readyz").status_code == 200)
+        assert client.post("/detect", files={"file": grey(1)}).status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_device_fails_the_probes_and_hangs_nobody(server: Running) -> None:
+    """Elsewhere later requests hung while health said OK."""
+    server.fake.broken = True
+    with server.client() as client:
+        problem(client.post("/detect", files={"file": grey(1)}), 500, "inference_failed")
+        eventually(lambda: client.get("/livez").status_code == 503)
+        problem(client.get("/livez"), 503, "not_ready")
+        problem(client.post("/detect", files={"file": grey(1)}), 503, "not_ready")
+
+
+def test_sigterm_fails_readiness_refuses_new_work_and_loses_none(
+    process: Callable[..., Process],
+) -> None:
+    server = process(NSNET_DRAIN_DELAY_S="3")
+    url = server.ready()
+    with httpx.Client(base_url=url, timeout=30) as client:
+        answers: list[httpx.Response] = []
+        slow = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(f"{url}/detect", files={"file": grey(77)}, timeout=30)
+            )
+        )
+        slow.start()
+        eventually(lambda: "nsnet_inflight_images 1.0" in client.get("/metrics").text)
+        server.terminate()
+        eventually(lambda: client.get("/readyz").status_code == 503)
+        problem(client.get("/readyz"), 503, "draining")
+        problem(client.post("/detect", files={"file": grey(1)}), 503, "draining")
+        assert client.get("/livez").status_code == 200
+        slow.join(20)
+    assert [answer.status_code for answer in answers] == [200]
+    assert server.exit_status() == 0
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_line(
+    process: Callable[..., Process],
+) -> None:
+    server = process(FAKE_LOAD="fail")
+    assert server.exit_status(60) == 1
+    log = "".join(server.log)
+    assert "the model cannot be loaded: no weights for a test" in log
+    assert "Traceback" not in log
+
+
+def test_a_wrong_setting_ends_the_process_with_one_line(process: Callable[..., Process]) -> None:
+    server = process(fake=False, NSNET_MAX_BATCH="many")
+    assert server.exit_status(60) == 1
+    log = "".join(server.log)
+    assert "NSNET_MAX_BATCH" in log
+    assert "Traceback" not in log
+
+
+def test_the_loop_stays_free_while_images_are_decoded_and_scored() -> None:
+    """Decoding on the event loop put the health check's median at 735 ms elsewhere."""
+    with running(max_queue=64) as server, server.client() as probe:
+        server.fake.prepare_s = 0.05
+        data = jpeg(2000, 1500)
+        load = [
+            Posting(server, "/detect/batch", files=[("files", data)] * 4) for _ in range(4)
+        ]  # 16 images of 3 megapixels
+        eventually(lambda: server.service.admission.taken > 4)
+        laps = []
+        while server.service.admission.taken > 0:
+            began = time.monotonic()
+            assert probe.get("/livez").status_code == 200
+            laps.append(time.monotonic() - began)
+        assert all(posting.result().status_code == 200 for posting in load)
+    assert len(laps) > 10
+    assert sorted(laps)[len(laps) // 2] < 0.1
