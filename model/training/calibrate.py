@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from model.checkpoint import Calibration, Thresholds
+from model.errors import ModelError
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -17,8 +18,13 @@ def platt(labels: Labels, logits: Array, fitted_on: str) -> Calibration:
         labels: int [n], 1 = AI.
         logits: float [n], of images whose group was left out of training.
         fitted_on: what the logits were, for the record.
+
+    Raises:
+        ModelError: the logits are no better than chance.
     """
     fit = LogisticRegression(class_weight="balanced", C=1e6).fit(logits[:, None], labels)
+    if fit.coef_[0, 0] <= 0:
+        raise ModelError("the held-out logits do not tell the classes apart: nothing to calibrate")
     return Calibration(
         slope=float(fit.coef_[0, 0]), intercept=float(fit.intercept_[0]), fitted_on=fitted_on
     )

@@ -20,6 +20,7 @@ from model.checkpoint import Metadata, Projector, Training, save_checkpoint
 from model.evaluation.metrics import auc, bootstrap, recall_at_fpr
 from model.nsnet import Head, NSNet, NSNetConfig
 from model.nullspace import NullSpace, null_space, project, pull_back, read_text_features
+from model.patches import PatchRule
 from model.training.calibrate import platt, thresholds
 from model.training.features import CLEAN, EQUALISED, Features, extract
 from model.training.head import HeadOptions, sample_weights, train_head
@@ -38,6 +39,11 @@ class TrainOptions(BaseModel):
     network: NSNetConfig
     head: HeadOptions = HeadOptions()
     rank: int = Field(64, ge=0, description="text directions removed")
+    cut: PatchRule = Field(
+        PatchRule(canvases=2),
+        description="how training copies are cut: both extremes of entropy, for variety, whatever "
+        "the network reads in service",
+    )
     degraded: int = Field(3, ge=0, description="degraded copies per image")
     folds: int = Field(6, ge=2, description="group folds for calibration and held-out figures")
     accused: float = Field(
@@ -238,7 +244,7 @@ def cached_features(
 ) -> Features:
     """Compute the features, or read them back where nothing that decides them has changed."""
     config = options.network
-    key = f"{digest(rows)}{backbone.sha256}{config.patches!r}{options.degraded}{dtype}"
+    key = f"{digest(rows)}{backbone.sha256}{options.cut!r}{options.degraded}{dtype}"
     path = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     depth = config.depth or len(backbone.visual.transformer.resblocks)
     if path.exists() and (found := Features.load(path)).tokens.shape[1] >= depth:
@@ -246,7 +252,7 @@ def cached_features(
     blocks = backbone.visual.transformer.resblocks
     backbone.visual.transformer.resblocks = blocks[:depth]
     features = extract(
-        rows, backbone, config.patches, degraded=options.degraded, dtype=dtype, device=device
+        rows, backbone, options.cut, degraded=options.degraded, dtype=dtype, device=device
     )
     features.save(path)
     return features

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from model.errors import ModelError
 from model.training.calibrate import platt, thresholds
 
 
@@ -23,6 +24,12 @@ def test_platt_ignores_how_many_of_each_class_there_were() -> None:
     keep = (labels == 0) | (np.arange(len(labels)) % 10 == 1)
     fitted = platt(labels[keep], x[keep], "a test")
     assert fitted.intercept == pytest.approx(0.0, abs=0.1)
+
+
+def test_logits_worse_than_chance_cannot_be_calibrated() -> None:
+    labels, x = sample(1000, 1.0, 0)
+    with pytest.raises(ModelError, match="do not tell"):
+        platt(labels, -x, "a test")
 
 
 def test_cuts_hold_under_the_worst_condition() -> None:

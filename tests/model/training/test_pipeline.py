@@ -30,15 +30,15 @@ def cached_tower(tiny_tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def images(folder: Path) -> Path:
-    """'AI' images carry a checkerboard, photographs do not; 4 groups of each."""
+    """'AI' images carry stripes, photographs do not; 4 groups of each."""
     rng = np.random.default_rng(0)
-    board = 60 * ((np.indices((SIZE, SIZE)).sum(axis=0) // 2) % 2)[..., None]
+    board = 100 * ((np.arange(SIZE) // 8) % 2)[None, :, None]
     with (folder / "manifest.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["path", "label", "group", "split"])
         for index in range(48):
             label = ("real", "ai")[index % 2]
-            noise = rng.integers(0, 60, (SIZE, SIZE, 3)) + rng.integers(20, 120)
+            noise = rng.integers(0, 60, (SIZE, SIZE, 3)) + rng.integers(20, 90)
             pixels = noise + (board if label == "ai" else 0)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
             table.writerow([f"{index}.png", label, f"{label}{index // 2 % 4}", "train"])
@@ -49,7 +49,7 @@ def images(folder: Path) -> Path:
 def options(config: NSNetConfig) -> TrainOptions:
     head = HeadOptions(hidden=8, epochs=20, batch_size=32, dropout=0.1)
     network = config.model_copy(update={"patches": RULE})
-    return TrainOptions(network=network, head=head, rank=4, degraded=1, folds=2)
+    return TrainOptions(network=network, cut=RULE, head=head, rank=4, degraded=1, folds=2)
 
 
 def run(manifest: Path, tmp_path: Path, options: TrainOptions) -> Path:
