@@ -3,10 +3,9 @@
 # The CLIP tower is fetched, verified and baked in.  --build-arg BAKE_BACKBONE=0  leaves it out;
 # mount one instead: -v /path/tower.safetensors:/backbone/tower.safetensors:ro
 #
-# Debian's Python 3.11 is the one that .ci/run tests on.
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
-
-FROM ${PYTHON_IMAGE} AS dependencies
+# Python 3.11 is what .ci/run tests on.
+FROM python:3.11-slim-bookworm AS dependencies
+ARG PIP_INDEX_URL
 ARG TORCH_INDEX=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m venv /venv
@@ -19,6 +18,7 @@ RUN mkdir app model cli && touch app/__init__.py model/__init__.py cli/__init__.
  && pip install . && pip uninstall --yes nsnet
 
 FROM dependencies AS backbone
+ARG PIP_INDEX_URL
 ARG BAKE_BACKBONE=1
 COPY model model
 COPY cli cli
@@ -28,12 +28,13 @@ RUN mkdir /backbone && if [ "$BAKE_BACKBONE" = 1 ]; then \
    && python -m cli.main backbone verify --path /backbone/tower.safetensors; fi
 
 FROM dependencies AS code
+ARG PIP_INDEX_URL
 COPY app app
 COPY model model
 COPY cli cli
 RUN pip install --no-deps --target /opt/nsnet .
 
-FROM ${PYTHON_IMAGE}
+FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 nsnet \
  && useradd --uid 10001 --gid nsnet --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nsnet
 COPY --from=dependencies /venv /venv
