@@ -1,65 +1,285 @@
-"""What ships beside the code names only things that exist."""
+"""What ships beside the code names only things that exist, and keeps its promises."""
 
 import json
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
+import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import Metrics
-from app.settings import PREFIX, Settings
+from app.errors import CATALOGUE
+from app.settings import PREFIX, Settings, load_settings
+from tests.images import jpeg
+from tests.server.conftest import Running, eventually, running
 
 ROOT = Path(__file__).parent.parent
+OURS = ("nsnet", "nsnet-gpu")
+CONTRACT = (
+    "nsnet_images_total", "nsnet_predictions_total", "nsnet_rejected_total",
+    "nsnet_stage_duration_seconds_bucket", "nsnet_batch_size_bucket", "nsnet_queue_depth",
+    "nsnet_inflight_images", "nsnet_score_bucket", "nsnet_cache_requests_total",
+    "nsnet_model_info", "nsnet_model_load_seconds", "http_requests_total",
+    "http_request_duration_seconds_bucket",
+)  # fmt: skip
+# What Prometheus adds to every series it scrapes, and its own series.
+SCRAPED = {"job", "instance"}
+BUILT_IN = {"up": SCRAPED, "ALERTS": {"alertname", "alertstate", *SCRAPED}}
 
 
-def exposed() -> set[str]:
-    """Every series name that /metrics can hold."""
-    names = {"up"}
-    for family in Metrics().registry.collect():
-        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}
-        for suffix in suffixes.get(family.type, [""]):
-            names.add(family.name + suffix)
-    return names
+def text(path: str) -> str:
+    return (ROOT / path).read_text()
 
 
-def series(expression: str) -> set[str]:
-    return set(re.findall(r"\b(?:nsnet|http|process)_[a-z_]+|\bup\b", expression))
+def parsed(path: str) -> Any:
+    return json.loads(text(path)) if path.endswith(".json") else yaml.safe_load(text(path))
 
 
-def test_the_contracts_metrics_exist() -> None:
-    names = exposed()
-    for name in (
-        "nsnet_images_total", "nsnet_predictions_total", "nsnet_rejected_total",
-        "nsnet_stage_duration_seconds_bucket", "nsnet_batch_size_bucket", "nsnet_queue_depth",
-        "nsnet_inflight_images", "nsnet_score_bucket", "nsnet_cache_requests_total",
-        "nsnet_model_info", "nsnet_model_load_seconds", "http_requests_total",
-        "http_request_duration_seconds_bucket",
-    ):  # fmt: skip
-        assert name in names
+# --- metrics ------------------------------------------------------------------------------------
 
 
-def test_dashboard_and_alerts_query_metrics_that_exist() -> None:
-    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/nsnet.json").read_text())
-    queries = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
-    alerts = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
-    queries += [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
-    assert len(queries) > 15
-    for query in queries:
-        assert series(query), query
-        assert series(query) <= exposed(), query
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running(cached=True) as found:
+        yield found
 
 
-def test_compose_mounts_what_exists_and_sets_what_is_a_setting() -> None:
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    assert {"nsnet", "nsnet-gpu", "prometheus", "grafana"} == set(compose["services"])
-    assert compose["services"]["nsnet-gpu"]["profiles"] == ["gpu"]
-    for service in compose["services"].values():
+@pytest.fixture(scope="module")
+def exposed(server: Running) -> dict[str, set[str]]:
+    """Labels by series, of a live scrape after one image was scored and one refused."""
+    with server.client() as client:
+        for body in (jpeg(), b"no image"):
+            client.post("/detect", content=body, headers={"Content-Type": "image/jpeg"})
+        scrape = client.get("/metrics").text
+    found = {name: set(labels) for name, labels in BUILT_IN.items()}
+    for family in text_string_to_metric_families(scrape):
+        for sample in family.samples:
+            found.setdefault(sample.name, set(SCRAPED)).update(sample.labels)
+    return found
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = parsed("deploy/prometheus/alerts.yml")["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = parsed("deploy/grafana/dashboards/nsnet.json")["panels"]
+    return found
+
+
+QUERIES = [t["expr"] for panel in panels() for t in panel["targets"]]
+QUERIES += [rule["expr"] for rule in alerts()]
+
+
+def series(query: str) -> set[str]:
+    return set(re.findall(r"\b(?:(?:nsnet|http|process)_[a-z_]+|up|ALERTS)\b(?!\")", query))
+
+
+def test_the_contracts_metrics_exist_and_are_watched(exposed: dict[str, set[str]]) -> None:
+    drawn = {name for panel in panels() for t in panel["targets"] for name in series(t["expr"])}
+    for name in CONTRACT:
+        assert name in exposed
+        assert name in drawn
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_reads_series_and_labels_that_exist(
+    query: str, exposed: dict[str, set[str]]
+) -> None:
+    assert series(query)
+    assert series(query) <= exposed.keys()
+    labels = set().union(*(exposed[name] for name in series(query)))
+    used = re.findall(r"(\w+)(?:=~|!~|!=|=)\"", query)
+    for names in re.findall(r"(?:by|ignoring|on) \(([^)]*)\)", query):
+        used += names.split(", ")
+    assert set(used) <= labels
+
+
+def test_queries_select_values_that_are_given(server: Running) -> None:
+    with server.client() as client:
+        routes = client.get("/openapi.json").json()["paths"]
+    values: dict[str, Any] = {
+        "reason": CATALOGUE, "route": routes, "result": ["hit"], "job": ["nsnet"],
+        "verdict": ["ai_generated", "real", "uncertain"], "status": ["500"],
+        "alertname": [rule["alert"] for rule in alerts()], "alertstate": ["firing"],
+    }  # fmt: skip
+    for query in QUERIES:
+        for label, pattern in re.findall(r"(\w+)=~?\"([^\"]*)\"", query):
+            assert any(re.fullmatch(pattern, value) for value in values[label]), query
+
+
+def test_panels_are_apart_and_read_the_provisioned_datasource() -> None:
+    source = parsed("deploy/grafana/provisioning/datasources/prometheus.yml")["datasources"][0]
+    taken: set[tuple[int, int]] = set()
+    for panel in panels():
+        assert panel["datasource"] == {"type": source["type"], "uid": source["uid"]}
+        at = panel["gridPos"]
+        cells = {(at["x"] + i, at["y"] + j) for i in range(at["w"]) for j in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    assert len({panel["id"] for panel in panels()}) == len(panels())
+
+
+def test_every_alert_says_how_bad_it_is_and_what_is_wrong() -> None:
+    for rule in alerts():
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+        assert rule["annotations"]["summary"]
+        assert re.fullmatch(r"\d+[mh]", rule["for"])
+
+
+# --- the image ----------------------------------------------------------------------------------
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(instruction, arguments) of the Dockerfile, continued lines joined."""
+    lines = re.sub(r"\\\n", " ", re.sub(r"(?m)^#.*\n", "", text("Dockerfile"))).splitlines()
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines if line.strip()]
+
+
+def image_environment() -> dict[str, str]:
+    last = [arguments for name, arguments in instructions() if name == "ENV"][-1]
+    return dict(pair.split("=", 1) for pair in last.split())
+
+
+def test_the_image_holds_what_it_copies() -> None:
+    allowed = text(".dockerignore")
+    stages = re.findall(r"(?m)^FROM \S+ AS (\w+)$", text("Dockerfile"))
+    for name, arguments in instructions():
+        if name != "COPY":
+            continue
+        stage = re.match(r"--from=(\w+)", arguments)
+        if stage:
+            assert stage.group(1) in stages
+            continue
+        for source in arguments.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert f"!{source}" in allowed, source
+
+
+def test_build_and_run_share_one_interpreter() -> None:
+    bases = [arguments.split()[0] for name, arguments in instructions() if name == "FROM"]
+    stages = set(re.findall(r" AS (\w+)", text("Dockerfile")))
+    assert len(set(bases) - stages) == 1
+
+
+def test_the_process_is_signalled_directly_and_is_nobody() -> None:
+    found = dict(instructions())
+    assert json.loads(found["CMD"]) == ["nsnet", "serve"]
+    assert found["STOPSIGNAL"] == "SIGTERM"
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", found["USER"])
+
+
+def health_check(port: int) -> int:
+    _, _, command = dict(instructions())["HEALTHCHECK"].partition(" CMD ")
+    python, *arguments = json.loads(command)
+    assert python == "python"
+    # A proxy that the environment names must not be asked.
+    environment = {"NSNET_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, timeout=30, check=False
+    )
+    return done.returncode
+
+
+def test_the_health_check_follows_the_device_thread() -> None:
+    with running() as found:
+        port = httpx.URL(found.url).port
+        assert port
+        assert health_check(port) == 0
+        found.fake.broken = True
+        with found.client() as client:
+            client.post("/detect", content=jpeg(), headers={"Content-Type": "image/jpeg"})
+            eventually(lambda: client.get("/livez").status_code == 503)
+        assert health_check(port) == 1
+    assert health_check(port) == 1
+
+
+# --- compose ------------------------------------------------------------------------------------
+
+
+def services() -> dict[str, Any]:
+    found: dict[str, Any] = parsed("docker-compose.yml")["services"]
+    return found
+
+
+def literal(environment: dict[str, str]) -> dict[str, str]:
+    """The variables as they are where nobody sets any: `${NAME:-default}` is its default."""
+    return {k: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", v) for k, v in environment.items()}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_service_starts_with_these_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = services()[name]
+    for variable, value in {**image_environment(), **literal(service["environment"])}.items():
+        if variable.startswith(PREFIX):
+            monkeypatch.setenv(variable, value)
+    settings = load_settings()
+    assert settings.host == "0.0.0.0"  # noqa: S104  (inside the container)
+    assert settings.api_keys == ()
+    assert service["ports"][0].endswith(f":{settings.port}")
+    grace = int(service["stop_grace_period"].removesuffix("s"))
+    assert grace > settings.drain_delay_s + settings.drain_timeout_s
+    if "cpus" in service:
+        assert settings.torch_threads == service["cpus"]
+
+
+def test_services_are_hardened_and_pinned() -> None:
+    for name, service in services().items():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["restart"] == "unless-stopped"
+        if name in OURS:
+            assert service["read_only"] is True
+            assert service["build"]["context"] == "."
+        else:
+            assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+
+
+def test_nothing_is_published_to_other_machines_unasked() -> None:
+    for service in services().values():
+        for port in service["ports"]:
+            assert literal({"port": port})["port"].startswith("127.0.0.1:")
+
+
+def test_compose_builds_with_arguments_that_exist_and_mounts_what_exists() -> None:
+    arguments = {a.split("=")[0] for name, a in instructions() if name == "ARG"}
+    assert set(services()) == {*OURS, "prometheus", "grafana"}
+    assert services()["nsnet-gpu"]["profiles"] == ["gpu"]
+    for service in services().values():
+        assert set(service.get("build", {}).get("args", {})) <= arguments
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert not source.startswith(".") or (ROOT / source).exists(), source
-    scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
-    target = scrape["scrape_configs"][0]["static_configs"][0]["targets"][0]
-    assert target.split(":")[0] in compose["services"]
+
+
+def test_prometheus_finds_the_service_and_its_rules() -> None:
+    config = parsed("deploy/prometheus/prometheus.yml")
+    host, _, port = config["scrape_configs"][0]["static_configs"][0]["targets"][0].partition(":")
+    assert host in services()
+    assert host in services()["nsnet-gpu"]["networks"]["default"]["aliases"]
+    assert port == image_environment()["NSNET_PORT"]
+    for file in config["rule_files"]:
+        assert (ROOT / "deploy/prometheus" / file).exists()
+
+
+def test_grafana_finds_its_dashboard() -> None:
+    grafana = services()["grafana"]
+    mounted = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    provider = parsed("deploy/grafana/provisioning/dashboards/nsnet.yml")["providers"][0]
+    assert provider["options"]["path"] == mounted["./deploy/grafana/dashboards"]
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert str(home.parent) == provider["options"]["path"]
+    assert (ROOT / "deploy/grafana/dashboards" / home.name).exists()
+
+
+# --- the rest -----------------------------------------------------------------------------------
 
 
 def test_every_variable_that_any_file_names_is_a_setting() -> None:
@@ -68,14 +288,27 @@ def test_every_variable_that_any_file_names_is_a_setting() -> None:
     files = ["Dockerfile", "docker-compose.yml", "README.md", "weights/README.md",
              "docs/deployment.md", "CONTRIBUTING.md"]  # fmt: skip
     for file in files:
-        named = set(re.findall(r"\bNSNET_[A-Z_]+", (ROOT / file).read_text()))
+        named = set(re.findall(r"\bNSNET_[A-Z_]+", text(file)))
         assert named <= known, file
 
 
-def test_the_image_holds_what_it_copies() -> None:
-    allowed = (ROOT / ".dockerignore").read_text()
-    for line in (ROOT / "Dockerfile").read_text().splitlines():
-        if line.startswith("COPY ") and "--from" not in line:
-            for source in line.split()[1:-1]:
-                assert (ROOT / source).exists(), source
-                assert f"!{source}" in allowed, source
+def test_the_guides_name_files_and_targets_that_exist() -> None:
+    targets = set(re.findall(r"(?m)^([a-z-]+):", text("Makefile")))
+    for guide in ("CONTRIBUTING.md", "docs/deployment.md"):
+        for path in re.findall(r"`((?:app|model|cli|tests|deploy|docs|benchmarks)/[^`]*)`",
+                               text(guide)):  # fmt: skip
+            assert (ROOT / path).exists(), path
+        assert set(re.findall(r"(?m)(?:^|`)make ([a-z-]+)", text(guide))) <= targets
+
+
+def test_the_gates_run_targets_that_exist() -> None:
+    targets = set(re.findall(r"(?m)^([a-z-]+):", text("Makefile")))
+    script = ROOT / ".ci/run"
+    assert script.stat().st_mode & 0o111
+    assert "set -euo pipefail" in script.read_text()
+    assert re.findall(r"(?m)^make (\w+)", script.read_text()) == ["check", "test"]
+    for repo in parsed(".pre-commit-config.yaml")["repos"]:
+        assert repo["repo"] == "local"  # nothing is fetched
+        for hook in repo["hooks"]:
+            assert hook["language"] == "system"
+            assert hook["entry"].removeprefix("make ") in targets
