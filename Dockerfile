@@ -24,7 +24,8 @@ COPY model model
 COPY cli cli
 RUN mkdir /backbone && if [ "$BAKE_BACKBONE" = 1 ]; then \
       XDG_CACHE_HOME=/tmp/cache python -m cli.main backbone fetch \
-   && mv /tmp/cache/nsnet/*.safetensors /backbone/tower.safetensors \
+   && install -m 644 /tmp/cache/nsnet/*.safetensors /backbone/tower.safetensors \
+   && rm -r /tmp/cache \
    && python -m cli.main backbone verify --path /backbone/tower.safetensors; fi
 
 FROM dependencies AS code
@@ -33,14 +34,17 @@ COPY app app
 COPY model model
 COPY cli cli
 RUN pip install --no-deps --target /opt/nsnet .
+# A checkpoint is written for its owner alone; the server runs as another user.
+COPY weights /weights
+RUN chmod -R a+rX /weights
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 nsnet \
  && useradd --uid 10001 --gid nsnet --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nsnet
 COPY --from=dependencies /venv /venv
 COPY --from=backbone /backbone /backbone
+COPY --from=code /weights /weights
 COPY --from=code /opt/nsnet /opt/nsnet
-COPY weights /weights
 ENV PATH=/opt/nsnet/bin:/venv/bin:$PATH PYTHONPATH=/opt/nsnet \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 \
     NSNET_HOST=0.0.0.0 NSNET_PORT=8000 NSNET_DRAIN_DELAY_S=3 \
@@ -54,7 +58,6 @@ LABEL org.opencontainers.image.title="nsnet" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 USER 10001:10001
-WORKDIR /tmp
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Liveness, as some orchestrators restart on it: a server that loads or drains needs none.
