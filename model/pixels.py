@@ -41,7 +41,7 @@ def to_rgb(image: Image.Image) -> Pixels:
     """
     image.load()
     profile = image.info.get("icc_profile")
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # else a second copy of every image
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_grey_8_bit(image))
     alpha = None
@@ -61,28 +61,36 @@ def to_rgb(image: Image.Image) -> Pixels:
     return Pixels(np.array(image), warnings)
 
 
+_STRIP = 64  # rows
+
+
 def _grey_8_bit(image: Image.Image) -> NDArray[np.uint8]:
     """uint8 [H, W] from 16-bit, 32-bit or floating-point grey."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    top = values.max(initial=0.0)
+    values = np.asarray(image)
+    top = np.max(values, initial=0, where=np.isfinite(values))
     if image.mode.startswith("I;16") or top > 255:
-        values = values / 257
-    elif image.mode == "F" and top <= 1:
-        values = values * 255
-    return values.round().clip(0, 255).astype(np.uint8)
+        scale = 1 / 257
+    else:
+        scale = 255.0 if image.mode == "F" and top <= 1 else 1.0
+    grey = np.empty(values.shape, np.uint8)
+    # In strips: in float64, the whole of a large image would take gigabytes.
+    for row in range(0, len(values), _STRIP):
+        strip = np.nan_to_num(values[row : row + _STRIP].astype(np.float64), posinf=0, neginf=0)
+        grey[row : row + _STRIP] = (strip * scale).round().clip(0, 255)
+    return grey
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, tuple[str, ...]]:
     """RGB from any mode without alpha, through the embedded profile where there is one."""
     if not profile:
-        return image.convert("RGB"), ()
+        return _rgb(image), ()
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         # An identity transform would still round some pixels off by one.
         if "srgb" in ImageCms.getProfileDescription(source).lower() and image.mode != "CMYK":
-            return image.convert("RGB"), ()
+            return _rgb(image), ()
         if image.mode not in ("RGB", "L", "CMYK", "LAB"):
-            image = image.convert("RGB")
+            image = _rgb(image)
         converted = ImageCms.profileToProfile(
             image,
             source,
@@ -91,5 +99,10 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, tu
             outputMode="RGB",
         )
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image.convert("RGB"), ("icc_profile_ignored",)
-    return (converted or image.convert("RGB")), ()
+        return _rgb(image), ("icc_profile_ignored",)
+    return (converted or _rgb(image)), ()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    # Pillow's own `convert` copies an image that is RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")

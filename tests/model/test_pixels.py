@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -53,6 +54,16 @@ def test_16_bit_grey_png_is_scaled_not_clipped() -> None:
     data = encoded(Image.fromarray(ramp), "PNG")
     found = to_rgb(Image.open(io.BytesIO(data))).pixels
     assert np.array_equal(found[0, :, 0], np.round(ramp[0] / 257).astype(np.uint8))
+
+
+def test_grey_is_scaled_without_a_large_copy_in_floating_point() -> None:
+    image = Image.fromarray(np.full((1500, 1000), 25700, dtype=np.uint16))
+    tracemalloc.start()
+    found = to_rgb(image).pixels
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found == 100).all()
+    assert peak < 12 * image.width * image.height
 
 
 def test_not_a_number_is_black() -> None:
