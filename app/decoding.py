@@ -25,6 +25,9 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*
 _BRANDS = (b"ftypavif", b"ftypavis", b"ftypheic", b"ftypheix", b"ftypmif1")
 # Our own limit is checked first, from the header, with an error of its own.
 Image.MAX_IMAGE_PIXELS = None
+# Pillow warns of odd EXIF data and the like; no client can see it. Set once: `catch_warnings`
+# around each image would race between the decoding threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # What Pillow's plugins raise on hostile bytes; anything else is a bug worth a 500.
 _DAMAGED = (
@@ -71,16 +74,15 @@ def decode(data: bytes, limits: Settings, *, min_side: int) -> Decoded:
         raise ApiError(
             "payload_too_large", f"One image may have {limits.max_upload_bytes} bytes at most."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF data; clients cannot see it
-        with _open(data) as image:
-            _check_size(image.width, image.height, limits, min_side)
-            notes = ("first_frame_only",) if getattr(image, "n_frames", 1) > 1 else ()
-            try:
-                found = to_rgb(image)
-            except _DAMAGED:
-                raise ApiError("corrupt_image", "The image data are damaged or cut off.") from None
-            name = image.format or ""
+    with _open(data) as image:
+        _check_size(image.width, image.height, limits, min_side)
+        name = image.format or ""
+        try:
+            # Not `n_frames`: to count them, it would walk every frame of a hostile file.
+            notes = ("first_frame_only",) if getattr(image, "is_animated", False) else ()
+            found = to_rgb(image)
+        except _DAMAGED:
+            raise ApiError("corrupt_image", "The image data are damaged or cut off.") from None
     height, width = found.pixels.shape[:2]
     return Decoded(found.pixels, name, width, height, (*notes, *found.warnings))
 

@@ -1,4 +1,5 @@
 import io
+import struct
 import time
 import tracemalloc
 
@@ -7,6 +8,7 @@ import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from app.decoding import Decoded, decode
 from app.errors import ApiError
@@ -64,6 +66,30 @@ def test_of_several_frames_the_first_is_read_and_that_is_said(codec: str) -> Non
     assert found.warnings == ("first_frame_only",)
     if codec in ("PNG", "TIFF"):
         assert np.array_equal(found.pixels, np.asarray(frames[0]))
+
+
+def many_pages(count: int, first_page: bytes = b"") -> bytes:
+    """A TIFF of one readable page and `count` more directories, by default like the first."""
+    data = bytearray(encoded(Image.new("L", (96, 80)), "TIFF"))
+    start = struct.unpack("<I", data[4:8])[0]
+    end = start + 2 + 12 * struct.unpack("<H", data[start : start + 2])[0]
+    directory = first_page or bytes(data[start:end])
+    at = len(data)
+    data[end : end + 4] = struct.pack("<I", at)
+    for index in range(count):
+        at += len(directory) + 4
+        data += directory + struct.pack("<I", at if index < count - 1 else 0)
+    return bytes(data)
+
+
+def test_further_pages_are_neither_counted_nor_read() -> None:
+    """Counting them takes time by their number squared: minutes for a file within the limits."""
+    data = many_pages(25_000)
+    start = time.perf_counter()
+    assert opened(data).warnings == ("first_frame_only",)
+    assert time.perf_counter() - start < 1
+    nonsense = struct.pack("<HHHII", 1, 254, 4, 1, 0)  # a page of no size
+    assert opened(many_pages(2, nonsense)).warnings == ("first_frame_only",)
 
 
 @pytest.mark.parametrize(
