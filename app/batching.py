@@ -8,6 +8,7 @@ all that wait are told.
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -75,7 +76,11 @@ class Batcher:
         metrics: where batch sizes, queue depth and stage times go.
         max_batch: images in one forward.
         max_wait_s: how long the first image of a batch waits for others.
+        stuck_after_s: a forward that takes longer than this hangs.
     """
+
+    # A forward under way at the end answers nobody any more: its thread may be left behind.
+    JOIN_S = 2.0
 
     def __init__(
         self,
@@ -86,6 +91,7 @@ class Batcher:
         *,
         max_batch: int,
         max_wait_s: float,
+        stuck_after_s: float,
     ) -> None:
         self._predict = predict
         self._probe = probe
@@ -93,6 +99,8 @@ class Batcher:
         self._metrics = metrics
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
+        self._stuck_after_s = stuck_after_s
+        self._forward_since = math.inf
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._open = True
@@ -100,20 +108,21 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether images submitted now will be scored."""
-        return self._open and self._thread.is_alive()
+        """Whether the device gets on: its thread runs, and no forward hangs."""
+        stuck = time.monotonic() - self._forward_since > self._stuck_after_s
+        return self._open and self._thread.is_alive() and not stuck
 
     def start(self) -> None:
         """Start the device thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the thread finish what is queued, then end; waits for it."""
+        """Let the thread finish what is queued, then end; waits for it, up to `JOIN_S`."""
         with self._changed:
             self._open = False
             self._changed.notify_all()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(self.JOIN_S)
 
     async def score(self, item: Prepared, deadline: float) -> Scored:
         """Wait for an image's turn.
@@ -191,7 +200,7 @@ class Batcher:
 
     def _score(self, batch: list[_Job]) -> int:
         """Answer a batch, halving it as long as it fails; returns how many were scored."""
-        start = time.monotonic()
+        start = self._forward_since = time.monotonic()
         try:
             detections = self._predict([job.item for job in batch])
         except Exception as error:  # noqa: BLE001  (one bad image must not end the thread)
@@ -201,6 +210,8 @@ class Batcher:
                 return 0
             middle = len(batch) // 2
             return self._score(batch[:middle]) + self._score(batch[middle:])
+        finally:
+            self._forward_since = math.inf
         forward = time.monotonic() - start
         self._metrics.stage.labels("forward").observe(forward)
         for job, detection in zip(batch, detections, strict=True):

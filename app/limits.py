@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pydantic import SecretStr
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import ApiError
-
-_PROTECTED = ("/detect", "/model")
 
 
 class BodyLimit:
@@ -53,33 +52,37 @@ class BodyLimit:
 
 
 class ApiKeys:
-    """ASGI middleware: `/detect*` and `/model` want a key, where any is set.
+    """The keys of which a request must carry one, where any is set.
 
-    Probes, metrics and the documentation stay open, so that orchestrators need no secret.
+    Routes ask for it (`app.routes.authorized`), so that no path rule can miss one: under a
+    `root_path`, a path has more than one spelling.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr]) -> None:
-        self.app = app
-        self.keys = [key.get_secret_value().encode() for key in keys]
+    def __init__(self, keys: Sequence[SecretStr]) -> None:
+        self._keys = [key.get_secret_value().encode() for key in keys]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
-        path = scope.get("path", "")
-        if scope["type"] == "http" and self.keys and path.startswith(_PROTECTED):
-            headers = dict(scope["headers"])
-            given = headers.get(b"x-api-key", b"")
-            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() == b"bearer":
-                given = token.strip()
-            # Every key is compared, each in constant time: no early exit.
-            if not sum(hmac.compare_digest(given, key) for key in self.keys):
-                raise ApiError(
-                    "unauthorized",
-                    "Send an API key as `Authorization: Bearer KEY`.",
-                    headers={"WWW-Authenticate": 'Bearer realm="nsnet"'},
-                )
-            scope["state"]["client_key"] = hashlib.sha256(given).hexdigest()
-        await self.app(scope, receive, send)
+    def check(self, headers: Headers) -> str | None:
+        """Check `Authorization: Bearer KEY` or `X-API-Key: KEY`.
+
+        Returns:
+            The key's digest, to tell clients apart; None where no keys are set.
+
+        Raises:
+            ApiError: unauthorized.
+        """
+        if not self._keys:
+            return None
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        text = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        given = text.encode("latin-1")  # the bytes as they came: headers are decoded so
+        # Every key is compared, each in constant time: no early exit.
+        if not sum(hmac.compare_digest(given, key) for key in self._keys):
+            raise ApiError(
+                "unauthorized",
+                "Send an API key as `Authorization: Bearer KEY`.",
+                headers={"WWW-Authenticate": 'Bearer realm="nsnet"'},
+            )
+        return hashlib.sha256(given).hexdigest()
 
 
 class RateLimiter:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.errors import ApiError, from_status
-from app.limits import ApiKeys, BodyLimit
+from app.limits import BodyLimit
 from app.observe import Observe
 from app.routes import detect, system
 from app.service import Loader, Service, State, load_detector
@@ -45,7 +46,13 @@ def create_app(settings: Settings, load: Loader = load_detector) -> FastAPI:
         await asyncio.to_thread(service.stop)
 
     app = FastAPIOffline(
-        title="NS-Net", description=DESCRIPTION, version="1", redoc_url=None, lifespan=lifespan
+        title="NS-Net",
+        description=DESCRIPTION,
+        version="1",
+        docs_url="/docs" if settings.docs else None,
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirect is built from what the client says of this host
     )
     app.state.service = Service(settings, load)
     app.state.load_failed = lambda: None
@@ -56,7 +63,6 @@ def create_app(settings: Settings, load: Loader = load_detector) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
-    app.add_middleware(ApiKeys, keys=settings.api_keys)
     app.add_middleware(Observe, metrics=app.state.service.metrics)
     return app
 
@@ -125,7 +131,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         server_header=False,
         proxy_headers=bool(settings.forwarded_allow_ips),
         forwarded_allow_ips=settings.forwarded_allow_ips,
-        timeout_graceful_shutdown=int(settings.drain_timeout_s),
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
         lifespan="on",
     )
     server = Server(config, service)

@@ -1,5 +1,6 @@
 """The outermost ASGI layer: request id, access log, HTTP metrics, and errors as problems."""
 
+import asyncio
 import logging
 import re
 import time
@@ -50,6 +51,12 @@ class Observe:
         except ApiError as error:  # from the middleware between here and the routes
             self.metrics.rejected.labels(error.code).inc()
             await error.response(request_id)(scope, receive, observed)
+        except asyncio.CancelledError:
+            # The server stops and has waited long enough. This is the task's end: nothing above
+            # is left to tell, but the client.
+            if status == 0:
+                refusal = ApiError("draining", "The server stopped first.", retry_after=1)
+                await refusal.response(request_id)(scope, receive, observed)
         except Exception as error:
             # The type alone: a message may quote the request.
             log.error("unexpected %s, request %s", type(error).__name__, request_id)  # noqa: TRY400

@@ -4,9 +4,10 @@ import asyncio
 import functools
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -17,7 +18,7 @@ from cachetools import TTLCache
 from app.batching import Batcher
 from app.decoding import Decoded, decode
 from app.errors import ApiError
-from app.limits import Admission, RateLimiter
+from app.limits import Admission, ApiKeys, RateLimiter
 from app.metrics import Metrics
 from app.schemas import DetectionOut, ImageOut, ModelOut, ThresholdsOut, TimingsOut
 from app.settings import Settings
@@ -89,6 +90,7 @@ class Service:
         self.metrics = Metrics()
         self.admission = Admission(settings.max_queue)
         self.metrics.inflight.set_function(lambda: self.admission.taken)
+        self.keys = ApiKeys(settings.api_keys)
         self.rates = RateLimiter(settings.rate_limit_per_minute)
         self.state = State.LOADING
         self._load = load
@@ -108,7 +110,7 @@ class Service:
         """Load and warm up; `failed` is called if that cannot be done."""
         began = time.monotonic()
         try:
-            detector = await asyncio.to_thread(self._load, self.settings)
+            detector = await _in_daemon_thread(self._load_warm)
             batcher = Batcher(
                 detector.predict,
                 functools.partial(detector.warm_up, [1]),
@@ -116,15 +118,17 @@ class Service:
                 self.metrics,
                 max_batch=self.settings.max_batch,
                 max_wait_s=self.settings.max_wait_ms / 1000,
+                # Twice the deadline after which nobody waits for it, and some for a slow disk.
+                stuck_after_s=2 * self.settings.deadline_s + 30,
             )
-            await asyncio.to_thread(detector.warm_up, sorted({1, self.settings.max_batch}))
         except ModelError as error:
             log.error("the model cannot be loaded: %s", error)  # noqa: TRY400  (one clear line)
             self.state = State.FAILED
             failed()
             return
-        except Exception:
-            log.exception("the model cannot be loaded")
+        except Exception as error:  # out of memory, a broken driver, ...
+            log.error("the model cannot be loaded: %s: %s", type(error).__name__, error)  # noqa: TRY400
+            log.debug("traceback", exc_info=True)
             self.state = State.FAILED
             failed()
             return
@@ -141,6 +145,12 @@ class Service:
         log.info("%s %s is ready on %s after %.1f s", detector.name, detector.version,
                  detector.device, took)  # fmt: skip
 
+    def _load_warm(self) -> Detector:
+        torch.set_num_threads(self.settings.threads())
+        detector = self._load(self.settings)
+        detector.warm_up(sorted({1, self.settings.max_batch}))
+        return detector
+
     def drain(self) -> None:
         """Refuse new work from now on; what is admitted is finished."""
         if self.state is not State.FAILED:
@@ -154,7 +164,7 @@ class Service:
 
     @property
     def alive(self) -> bool:
-        """Whether a restart is not needed: loading, or the device thread runs."""
+        """Whether a restart is not needed: loading, or the device thread gets on."""
         if self._batcher is None:
             return self.state is not State.FAILED
         return self._batcher.alive
@@ -178,7 +188,7 @@ class Service:
         if self.state is not State.READY:
             raise ApiError("not_ready", "The model is being loaded.", retry_after=2)
         if not self.alive:
-            raise ApiError("not_ready", "The device thread has ended.", retry_after=30)
+            raise ApiError("not_ready", "The device does not answer.", retry_after=30)
 
     # --- work -----------------------------------------------------------------------------------
 
@@ -276,6 +286,24 @@ class Service:
         self.metrics.stage.labels("decode").observe(decoded - start)
         self.metrics.stage.labels("patches").observe(done - decoded)
         return _Prepared(image, item, decoded - start, done - decoded)
+
+
+async def _in_daemon_thread(work: Callable[[], Detector]) -> Detector:
+    """Like `asyncio.to_thread`, but the end of the process does not wait for it.
+
+    Loading may take minutes; SIGTERM must not.
+    """
+    done: Future[Detector] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001  (handed on to whoever waits)
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 def _sha256(data: bytes) -> str:

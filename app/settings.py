@@ -1,6 +1,7 @@
 """Every setting of the service: an environment variable with the prefix `NSNET_`."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +26,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     root_path: str = Field("", description="path under which a reverse proxy mounts the service")
+    docs: bool = Field(True, description="whether /docs is served")
     forwarded_allow_ips: str = Field(
         "", description="addresses of reverse proxies whose X-Forwarded-For is believed"
     )
@@ -83,8 +85,26 @@ class Settings(BaseSettings):
         return value
 
     def threads(self) -> int:
-        """Threads for the forward pass, the process's CPU affinity counted."""
-        return self.torch_threads or len(os.sched_getaffinity(0))
+        """Threads for the forward pass: not more than the cores that this process may use.
+
+        Too many cost more than too few: eight threads on two cores take six times as long.
+        """
+        return self.torch_threads or min(_affinity(), _quota())
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Whole cores of a container's CPU quota (cgroup v2), at least 1; no limit where none is."""
+    try:
+        quota, period = file.read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or the quota "max"
+        return sys.maxsize
 
 
 def load_settings() -> Settings:

@@ -1,5 +1,6 @@
 """Reading image files out of a request, in memory only."""
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from starlette.datastructures import FormData, UploadFile
@@ -17,6 +18,10 @@ class Upload:
     filename: str | None
 
 
+# Boundaries and headers of a form around its one file.
+_FORM_BYTES = 65536
+
+
 class _InMemoryParser(MultiPartParser):
     # Uploads never touch the disk. BodyLimit bounds the memory.
     spool_max_size = 1 << 62
@@ -27,20 +32,26 @@ class _InMemoryParser(MultiPartParser):
         self.finished = True
 
 
-async def read_one(request: Request) -> Upload:
+async def read_one(request: Request, most_bytes: int) -> Upload:
     """Read the image of a `/detect` request: multipart field `file`, or a raw `image/*` body.
 
+    Args:
+        request: its body is not read yet.
+        most_bytes: of the image; no more than that is read into memory.
+
     Raises:
-        ApiError: malformed_multipart, missing_file, unsupported_media_type, validation_error.
+        ApiError: malformed_multipart, missing_file, payload_too_large, too_many_files,
+            unsupported_media_type.
     """
     kind = _media_type(request)
     if kind.startswith("image/"):
-        return Upload(await _body(request), None)
+        return Upload(await _body(request, most_bytes), None)
     if kind != "multipart/form-data":
         raise ApiError(
             "unsupported_media_type", "Send multipart/form-data with a field `file`, or image/*."
         )
-    files = await _files(request, "file", most=1)
+    stream = _bounded(request, most_bytes + _FORM_BYTES)
+    files = await _files(request, stream, "file", most=1)
     return files[0]
 
 
@@ -54,34 +65,55 @@ async def read_many(request: Request, most: int) -> list[Upload]:
         raise ApiError(
             "unsupported_media_type", "Send multipart/form-data with a repeated field `files`."
         )
-    return await _files(request, "files", most=most)
+    return await _files(request, request.stream(), "files", most=most)
 
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _body(request: Request) -> bytes:
+async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives, up to `most` bytes."""
+    seen = 0
+    async for chunk in request.stream():
+        seen += len(chunk)
+        if seen > most:
+            raise ApiError(
+                "payload_too_large",
+                "The image has more bytes than one may have; GET /model names the limit.",
+                headers={"Connection": "close"},  # or the rest would have to be read
+            )
+        yield chunk
+
+
+async def _body(request: Request, most: int) -> bytes:
     try:
-        return await request.body()
+        return b"".join([chunk async for chunk in _bounded(request, most)])
     except ClientDisconnect:
         raise ApiError("bad_request", "The body ended early.") from None
 
 
-async def _files(request: Request, name: str, *, most: int) -> list[Upload]:
-    form = await _parse(request, most)
+async def _files(
+    request: Request, stream: AsyncGenerator[bytes, None], name: str, *, most: int
+) -> list[Upload]:
+    form = await _parse(request, stream, most)
     try:
         found = [part for part in form.getlist(name) if isinstance(part, UploadFile)]
         if not found:
             raise ApiError("missing_file", f"The form has no file in a field named `{name}`.")
-        return [Upload(await part.read(), part.filename or None) for part in found]
+        return [Upload(await part.read(), _name(part)) for part in found]
     finally:
         await form.close()
 
 
-async def _parse(request: Request, most: int) -> FormData:
+def _name(part: UploadFile) -> str | None:
+    # A form may declare a charset that yields lone surrogates: no JSON could carry them back.
+    return (part.filename or "").encode("utf-8", "replace").decode() or None
+
+
+async def _parse(request: Request, stream: AsyncGenerator[bytes, None], most: int) -> FormData:
     parser = _InMemoryParser(
-        request.headers, request.stream(), max_files=most + 1, max_fields=16, max_part_size=65536
+        request.headers, stream, max_files=most + 1, max_fields=16, max_part_size=65536
     )
     try:
         form = await parser.parse()

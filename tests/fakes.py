@@ -14,6 +14,7 @@ from model.detector import Detection, Detector, ModelError, Prepared, Thresholds
 POISON = 13  # an image of this grey makes its batch fail
 SLOW = 77  # an image of this grey takes SLOW_S
 SLOW_S = 1.0
+HANG = 99  # an image of this grey is never answered
 
 
 class FakeDetector:
@@ -63,6 +64,8 @@ class FakeDetector:
         values = [float(item.canvases.mean()) for item in batch]
         if self.broken or any(round(v) == POISON for v in values):
             raise RuntimeError("this text must never reach a client")
+        if any(round(v) == HANG for v in values):
+            threading.Event().wait()
         if any(round(v) == SLOW for v in values):
             time.sleep(SLOW_S)
         return [Detection(v / 255, self.thresholds.verdict(v / 255), ()) for v in values]
@@ -70,6 +73,9 @@ class FakeDetector:
 
 def load_fake(_: Any) -> Detector:
     """For servers in a process of their own."""
-    if os.environ.get("FAKE_LOAD") == "fail":
-        raise ModelError("no weights for a test")
+    match os.environ.get("FAKE_LOAD"):
+        case "fail":
+            raise ModelError("no weights for a test")
+        case "hang":
+            threading.Event().wait()
     return FakeDetector()  # type: ignore[return-value]

@@ -2,15 +2,17 @@
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.errors import MEDIA_TYPE, ApiError
+from app.routes import authorized
 from app.schemas import (
     BatchOut,
     DetectionOut,
@@ -22,7 +24,7 @@ from app.schemas import (
 from app.service import Service, within
 from app.uploads import Upload, read_many, read_one
 
-router = APIRouter(tags=["detection"])
+router = APIRouter(tags=["detection"], dependencies=[Depends(authorized)])
 
 T = TypeVar("T")
 
@@ -69,10 +71,10 @@ Threshold = Annotated[
 async def detect(request: Request, threshold: Threshold = None) -> Response:
     """Score an image sent as the multipart field `file` or as a raw `image/*` body."""
     service, deadline = _begin(request)
-    service.rates.take(_client(request), 1)
     with service.admission.admit(1):
+        service.rates.take(_client(request), 1)
         async with within(deadline):
-            upload = await read_one(request)
+            upload = await read_one(request, service.settings.max_upload_bytes)
         answer = await _while_connected(
             request,
             service.detect(
@@ -105,12 +107,16 @@ async def detect(request: Request, threshold: Threshold = None) -> Response:
 async def detect_batch(request: Request, threshold: Threshold = None) -> Response:
     """Score the images of a repeated field `files`; one bad image never fails the others."""
     service, deadline = _begin(request)
-    with service.admission.admit(1):
+    with service.admission.admit(_places_of_body(request, service)):
         async with within(deadline):
             uploads = await read_many(request, service.settings.max_files)
-    service.rates.take(_client(request), len(uploads))
     places = ExitStack()
     places.enter_context(service.admission.admit(len(uploads)))
+    try:
+        service.rates.take(_client(request), len(uploads))
+    except ApiError:
+        places.close()
+        raise
     work = [
         asyncio.create_task(
             _item(service, index, upload, request.state.request_id, threshold, deadline)
@@ -135,8 +141,16 @@ def _begin(request: Request) -> tuple[Service, float]:
     return service, time.monotonic() + service.settings.deadline_s
 
 
+def _places_of_body(request: Request, service: Service) -> int:
+    """Places to hold while a batch arrives: each stands for `max_upload_bytes` of memory."""
+    limits = service.settings
+    declared = request.headers.get("content-length", "")
+    size = int(declared) if declared.isdigit() else limits.max_request_bytes
+    return min(limits.max_queue, max(1, math.ceil(size / limits.max_upload_bytes)))
+
+
 def _client(request: Request) -> str:
-    key: str | None = getattr(request.state, "client_key", None)
+    key: str | None = request.state.client_key
     return key or (request.client.host if request.client else "")
 
 

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from app.decoding import FORMATS
 from app.errors import MEDIA_TYPE, ApiError
 from app.metrics import CONTENT_TYPE
+from app.routes import authorized
 from app.schemas import (
     BackboneOut,
     LimitsOut,
@@ -26,13 +27,13 @@ def _problem(description: str) -> dict[str, Any]:
 
 
 @router.get("/livez", summary="Does the process need a restart?",
-            responses={503: _problem("the device thread has ended")})  # fmt: skip
+            responses={503: _problem("the device does not answer")})  # fmt: skip
 @router.get("/healthz", include_in_schema=False)
 async def livez(request: Request) -> Status:
-    """200 while the model is being loaded and as long as the device thread runs."""
+    """200 while the model is being loaded and as long as the device gets on."""
     service: Service = request.app.state.service
     if not service.alive:
-        raise ApiError("not_ready", "The device thread has ended.", retry_after=30)
+        raise ApiError("not_ready", "The device does not answer.", retry_after=30)
     return Status(status="ok")
 
 
@@ -58,6 +59,7 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/model", summary="The loaded model", response_model=ModelDetailsOut,
+            dependencies=[Depends(authorized)],
             responses={401: _problem("unauthorized"), 503: _problem("not_ready")})  # fmt: skip
 async def model(request: Request) -> ModelDetailsOut:
     """Checkpoint, backbone, device, thresholds, calibration, evaluation figures, limits."""

@@ -12,6 +12,7 @@ from app.errors import ApiError
 from app.metrics import Metrics
 from model.detector import Prepared
 from tests.fakes import POISON, FakeDetector
+from tests.server.conftest import eventually
 
 Start = Callable[..., Batcher]
 
@@ -26,7 +27,7 @@ def start(fake: FakeDetector) -> Iterator[Start]:
     started = []
 
     def run(**options: Any) -> Batcher:
-        settings = {"max_batch": 4, "max_wait_s": 0.02} | options
+        settings = {"max_batch": 4, "max_wait_s": 0.02, "stuck_after_s": 60.0} | options
         batcher = Batcher(
             settings.pop("predict", fake.predict), lambda: fake.warm_up([1]), lambda: None,
             Metrics(), **settings,
@@ -172,6 +173,30 @@ def test_not_even_a_base_exception_leaves_anybody_waiting(
         batcher = start(predict=explode)
         call = asyncio.wait_for(codes([batcher.score(item(20), later())]), 10)
         assert await call == ["inference_failed"]
+
+    asyncio.run(run())
+
+
+def test_a_forward_that_hangs_is_not_alive_and_does_not_hold_up_the_end(
+    start: Start, fake: FakeDetector
+) -> None:
+    async def run() -> None:
+        batcher = start(stuck_after_s=0.1)
+        fake.gate.clear()
+        call = asyncio.ensure_future(batcher.score(item(20), later()))
+        await asyncio.to_thread(fake.entered.wait, 5)
+        assert batcher.alive
+        await asyncio.to_thread(eventually, lambda: not batcher.alive)
+        assert await codes([batcher.score(item(21), later())]) == ["inference_failed"]
+        fake.gate.set()
+        assert await codes([call]) == [20]
+        assert batcher.alive  # it was only slow
+        fake.gate.clear()
+        call = asyncio.ensure_future(batcher.score(item(22), later()))
+        batcher.JOIN_S = 0.1
+        await asyncio.wait_for(asyncio.to_thread(batcher.stop), 10)
+        fake.gate.set()
+        assert await codes([call]) == [22]
 
     asyncio.run(run())
 

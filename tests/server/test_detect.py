@@ -85,6 +85,19 @@ def test_a_batch_keeps_order_and_isolates_errors(server: Running) -> None:
     assert body["model"]["name"] == "fake"
 
 
+def test_a_file_name_in_a_hostile_charset_comes_back_harmless(server: Running) -> None:
+    """The charset decodes to a lone surrogate, which no JSON can be encoded with."""
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="\\ud800.png"\r\n\r\n'
+    kind = "multipart/form-data; boundary=x; charset=unicode_escape"
+    answer = httpx.post(
+        f"{server.url}/detect/batch",
+        content=head + grey(250) + b"\r\n--x--\r\n",
+        headers={"Content-Type": kind},
+    )
+    assert answer.status_code == 200
+    assert answer.json()["results"][0]["filename"] == "?.png"
+
+
 @pytest.mark.parametrize("accept", ["application/x-ndjson", "application/jsonl"])
 def test_ndjson_gives_each_image_as_it_completes_then_a_summary(
     server: Running, accept: str

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fakes import POISON
+from tests.fakes import HANG, POISON
 from tests.images import jpeg, png_header
 from tests.server.conftest import Process, Running, eventually, running
 from tests.server.test_detect import grey
@@ -74,6 +74,12 @@ def test_unknown_routes_and_methods(server: Running) -> None:
         problem(answer, 405, "method_not_allowed")
         assert answer.headers["Allow"] == "POST"
         problem(client.put("/livez"), 405, "method_not_allowed")
+        problem(client.post("/detect/", files={"file": grey(1)}), 404, "not_found")
+
+
+def test_the_documentation_can_be_turned_off() -> None:
+    with running(docs=False) as server, server.client() as client:
+        problem(client.get("/docs"), 404, "not_found")
 
 
 def test_a_truncated_jpeg_is_a_client_error_on_a_connection_that_lives(server: Running) -> None:
@@ -111,6 +117,39 @@ def test_bodies_are_counted_as_they_arrive() -> None:
         assert server.metric('nsnet_rejected_total{reason="payload_too_large"}') == 3
 
 
+def test_one_image_is_never_read_beyond_its_own_limit() -> None:
+    with running(max_upload_bytes=20_000) as server:
+        for kind in ("image/png", "multipart/form-data; boundary=x"):
+            start = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+            host, port = server.url.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port)), timeout=20) as raw:
+                raw.sendall(
+                    f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+                    "Content-Length: 1000000\r\n\r\n".encode()
+                    + start
+                    + b"x" * 100_000
+                )
+                # The rest never comes, and the answer does not wait for it.
+                answer = raw.recv(4096)
+                assert b" 413 " in answer
+                assert b"connection: close" in answer.lower()
+
+
+def test_a_batch_takes_places_by_its_size_while_it_arrives() -> None:
+    """Else the bodies under way at once were bounded by their number alone."""
+    with running(max_upload_bytes=20_000, max_queue=4) as server, server.client() as client:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as raw:
+            raw.sendall(
+                b"POST /detect/batch HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n"
+                b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+            )
+            eventually(lambda: server.service.admission.taken == 3)
+            two = [("files", bytes(15_000)), ("files", bytes(15_000))]
+            problem(client.post("/detect/batch", files=two), 429, "queue_full")
+        eventually(lambda: server.service.admission.taken == 0)
+
+
 def test_batches_have_limits_of_their_own() -> None:
     with running(max_files=3, max_queue=2) as server, server.client() as client:
         four = [("files", grey(i)) for i in range(100, 104)]
@@ -123,8 +162,11 @@ def test_batches_have_limits_of_their_own() -> None:
         assert server.service.admission.taken == 0
 
 
-def test_keys_guard_detection_but_not_the_probes() -> None:
-    with running(api_keys="correct horse,second") as server, server.client() as client:
+@pytest.mark.parametrize("root_path", ["", "/mounted"])
+def test_keys_guard_detection_but_not_the_probes(root_path: str) -> None:
+    """Guarded by a path's beginning, a route was open to all under a root path."""
+    keys = "correct horse,second"
+    with running(api_keys=keys, root_path=root_path) as server, server.client() as client:
         for path in ("/livez", "/readyz", "/metrics", "/docs"):
             assert client.get(path).status_code == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic second"},
@@ -147,6 +189,17 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back() -> None:
         answer = client.post("/detect", files={"file": grey(1)})
         problem(answer, 429, "rate_limited")
         assert 10 <= int(answer.headers["Retry-After"]) <= 20
+
+
+def test_a_request_that_finds_the_queue_full_costs_nothing_of_the_rate() -> None:
+    with running(rate_limit_per_minute=2, max_queue=1) as server, server.client() as client:
+        server.fake.gate.clear()
+        one = Posting(server)
+        eventually(lambda: server.service.admission.taken == 1)
+        problem(client.post("/detect", files={"file": grey(1)}), 429, "queue_full")
+        server.fake.gate.set()
+        assert one.result().status_code == 200
+        assert client.post("/detect", files={"file": grey(1)}).status_code == 200
 
 
 class Posting:
@@ -295,6 +348,31 @@ def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_line(
     log = "".join(server.log)
     assert "the model cannot be loaded: no weights for a test" in log
     assert "Traceback" not in log
+
+
+def test_sigterm_does_not_wait_for_a_model_being_loaded(process: Callable[..., Process]) -> None:
+    server = process(FAKE_LOAD="hang")
+    assert httpx.get(f"{server.url()}/livez").status_code == 200
+    server.terminate()
+    assert server.exit_status(20) == 0
+
+
+def test_a_hung_device_does_not_hold_up_the_end(process: Callable[..., Process]) -> None:
+    server = process(NSNET_DRAIN_TIMEOUT_S="1")
+    url = server.ready()
+    answers: list[httpx.Response] = []
+    hung = threading.Thread(
+        target=lambda: answers.append(
+            httpx.post(f"{url}/detect", files={"file": grey(HANG)}, timeout=30)
+        )
+    )
+    hung.start()
+    eventually(lambda: "nsnet_inflight_images 1.0" in httpx.get(f"{url}/metrics").text)
+    server.terminate()
+    hung.join(20)
+    problem(answers[0], 503, "draining")
+    assert server.exit_status(20) == 0
+    assert "Traceback" not in "".join(server.log)
 
 
 def test_a_wrong_setting_ends_the_process_with_one_line(process: Callable[..., Process]) -> None:

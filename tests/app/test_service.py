@@ -1,0 +1,24 @@
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.service import Service, State
+from app.settings import Settings
+
+
+def test_whatever_stops_the_load_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Out of memory and broken drivers are no ModelError, and no reason for a traceback."""
+
+    def load(_: Settings) -> Any:
+        raise RuntimeError("out of memory")
+
+    service, failed = Service(Settings(), load), []
+    with caplog.at_level("INFO"):
+        asyncio.run(service.start(lambda: failed.append(True)))
+    service.stop()
+    assert caplog.messages == ["the model cannot be loaded: RuntimeError: out of memory"]
+    assert caplog.records[0].exc_info is None
+    assert service.state is State.FAILED
+    assert not service.alive
+    assert failed == [True]
