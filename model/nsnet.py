@@ -53,8 +53,8 @@ PRESETS: Mapping[str, NSNetConfig] = {
     "default": NSNetConfig(
         backbone="ViT-B-16-quickgelu",
         features="blocks",
-        blocks=(5, 6, 7, 8, 9),
-        patches=PatchRule(patch_size=224, canvases=2),
+        blocks=(4, 5, 6, 7, 8, 9, 10),
+        patches=PatchRule(patch_size=224, canvases=4, high_share=1.0),
     ),
 }
 
