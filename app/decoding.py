@@ -4,6 +4,7 @@ Everything that can be refused is refused from the header, before a pixel is dec
 """
 
 import io
+import logging
 import warnings
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of odd EXIF data and the like; no client can see it. Set once: `catch_warnings`
 # around each image would race between the decoding threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+# At the level debug it would log every tag of an upload: captions, places, owners.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 # What Pillow's plugins raise on hostile bytes; anything else is a bug worth a 500.
 _DAMAGED = (

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import time
+import traceback
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -57,10 +58,10 @@ class Observe:
             if status == 0:
                 refusal = ApiError("draining", "The server stopped first.", retry_after=1)
                 await refusal.response(request_id)(scope, receive, observed)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (a bug: the client gets a problem all the same)
             # The type alone: a message may quote the request.
             log.error("unexpected %s, request %s", type(error).__name__, request_id)  # noqa: TRY400
-            log.debug("traceback", exc_info=True)
+            log.debug("%s", "".join(traceback.format_tb(error.__traceback__)))
             if status == 0:
                 answer = ApiError("internal_error", "The request could not be handled.")
                 await answer.response(request_id)(scope, receive, observed)

@@ -85,6 +85,29 @@ def test_a_batch_keeps_order_and_isolates_errors(server: Running) -> None:
     assert body["model"]["name"] == "fake"
 
 
+def test_not_even_debugging_logs_an_image_or_its_name(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = Image.new("RGB", (80, 70))
+    exif = image.getexif()
+    exif[0x010E] = "hidden caption"
+    images = [encoded(image, codec, exif=exif) for codec in ("TIFF", "JPEG", "PNG")]
+
+    def broken() -> object:
+        raise RuntimeError(exif[0x010E])
+
+    with caplog.at_level("DEBUG"):
+        for data in images:
+            answer = httpx.post(f"{server.url}/detect", files={"file": ("hidden name", data)})
+            assert answer.status_code == 200
+        server.service.model = broken  # type: ignore[assignment]  # a bug, for once
+        answer = httpx.post(f"{server.url}/detect", files={"file": ("hidden name", images[0])})
+        assert answer.status_code == 500
+    assert "unexpected RuntimeError" in caplog.text
+    assert "in detect" in caplog.text
+    assert "hidden" not in caplog.text
+
+
 def test_a_file_name_in_a_hostile_charset_comes_back_harmless(server: Running) -> None:
     """The charset decodes to a lone surrogate, which no JSON can be encoded with."""
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="\\ud800.png"\r\n\r\n'
