@@ -134,6 +134,16 @@ def test_every_alert_says_how_bad_it_is_and_what_is_wrong() -> None:
         assert re.fullmatch(r"\d+[mh]", rule["for"])
 
 
+def test_every_alert_has_a_case_for_promtool() -> None:
+    cases = parsed("deploy/prometheus/alerts_test.yml")
+    assert cases["rule_files"] == ["alerts.yml"]
+    fired = {
+        case["alertname"]
+        for test in cases["tests"] for case in test["alert_rule_test"] if case.get("exp_alerts")
+    }  # fmt: skip
+    assert fired == {rule["alert"] for rule in alerts()}
+
+
 # --- the image ----------------------------------------------------------------------------------
 
 
