@@ -13,8 +13,8 @@ ENV PATH=/venv/bin:$PATH
 RUN if [ -n "$TORCH_INDEX" ]; then pip install torch torchvision --index-url "$TORCH_INDEX"; fi
 WORKDIR /src
 # Gigabytes that only pyproject.toml can change; the code goes into a layer of its own below.
-COPY pyproject.toml README.md LICENSE ./
-RUN mkdir app model cli && touch app/__init__.py model/__init__.py cli/__init__.py \
+COPY pyproject.toml ./
+RUN mkdir app model cli && touch README.md LICENSE app/__init__.py model/__init__.py cli/__init__.py \
  && pip install . && pip uninstall --yes nsnet
 
 FROM dependencies AS backbone
@@ -30,6 +30,7 @@ RUN mkdir /backbone && if [ "$BAKE_BACKBONE" = 1 ]; then \
 
 FROM dependencies AS code
 ARG PIP_INDEX_URL
+COPY README.md LICENSE ./
 COPY app app
 COPY model model
 COPY cli cli
