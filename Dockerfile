@@ -11,7 +11,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
 RUN if [ -n "$TORCH_INDEX" ]; then pip install torch torchvision --index-url "$TORCH_INDEX"; fi
-WORKDIR /src
+WORKDIR /dependencies
 # Gigabytes that only pyproject.toml can change; the code goes into a layer of its own below.
 COPY pyproject.toml ./
 RUN mkdir app model cli && touch README.md LICENSE app/__init__.py model/__init__.py cli/__init__.py \
@@ -20,6 +20,7 @@ RUN mkdir app model cli && touch README.md LICENSE app/__init__.py model/__init_
 FROM dependencies AS backbone
 ARG PIP_INDEX_URL
 ARG BAKE_BACKBONE=1
+WORKDIR /src
 COPY model model
 COPY cli cli
 RUN mkdir /backbone && if [ "$BAKE_BACKBONE" = 1 ]; then \
@@ -30,7 +31,9 @@ RUN mkdir /backbone && if [ "$BAKE_BACKBONE" = 1 ]; then \
 
 FROM dependencies AS code
 ARG PIP_INDEX_URL
-COPY README.md LICENSE ./
+# Not where the placeholders were built: setuptools would take those, being newer, for the code.
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY model model
 COPY cli cli
