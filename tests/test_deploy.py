@@ -236,8 +236,7 @@ def test_the_service_starts_with_these_settings(name: str, monkeypatch: pytest.M
     assert service["ports"][0].endswith(f":{settings.port}")
     grace = int(service["stop_grace_period"].removesuffix("s"))
     assert grace > settings.drain_delay_s + settings.drain_timeout_s
-    if "cpus" in service:
-        assert settings.torch_threads == service["cpus"]
+    assert settings.max_queue >= settings.max_files  # or no full batch would ever be admitted
 
 
 def test_services_are_hardened_and_pinned() -> None:
@@ -247,6 +246,7 @@ def test_services_are_hardened_and_pinned() -> None:
         assert service["restart"] == "unless-stopped"
         if name in OURS:
             assert service["read_only"] is True
+            assert service["init"] is True
             assert service["build"]["context"] == "."
         else:
             assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
