@@ -153,6 +153,9 @@ def train(
     options: Annotated[Path | None, typer.Option(help="JSON of TrainOptions' fields")] = None,
     preset: Annotated[str, typer.Option(help="default or paper")] = "default",
     rank: Annotated[int | None, typer.Option(help="text directions removed")] = None,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="text files hold class names, not captions")
+    ] = False,
     name: Annotated[str, typer.Option()] = "nsnet-vit-b-16",
     version: Annotated[str, typer.Option()] = "0.1.0",
     cache: Annotated[Path, typer.Option(help="folder for computed features")] = Path("runs/cache"),
@@ -174,6 +177,8 @@ def train(
     fields = {"network": PRESETS[preset].model_dump(), **fields}
     if rank is not None:
         fields["rank"] = rank
+    if prompts:
+        fields["prompts"] = True
     metadata = run(
         read_manifest(manifest, split),
         texts,

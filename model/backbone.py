@@ -5,7 +5,6 @@ wheel (`WHEEL`), then open_clip's own download where a hub answers.
 """
 
 import hashlib
-import json
 import logging
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import open_clip
 import platformdirs
@@ -265,6 +263,8 @@ def _hub_file(name: str) -> str:
     config = open_clip.get_pretrained_cfg(name, PRETRAINED_TAG)
     if not config.get("hf_hub"):
         raise BackboneError(f"open_clip lists no {PRETRAINED_TAG!r} weights for {name}")
+    import httpx  # only needed here, where the network is asked
+
     try:
         httpx.head(_HUB_URL, timeout=_HUB_TIMEOUT_S)
     except httpx.HTTPError as error:
@@ -431,10 +431,3 @@ def encode_texts(
         for i in range(0, len(texts), batch_size)
     ]
     return torch.cat(chunks).float()
-
-
-def describe(path: Path) -> str:
-    """One line about a cached tower: file, size, recorded digest."""
-    with safetensors.safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    return json.dumps({"path": str(path), "bytes": path.stat().st_size, **metadata})

@@ -41,13 +41,9 @@ class NullSpace:
         """P, float32 [d, d]: symmetric and idempotent."""
         return torch.eye(self.basis.shape[0]) - self.basis @ self.basis.T
 
-    def project(self, features: Tensor) -> Tensor:
-        """F P for features [..., d], as two thin products instead of a d x d one."""
-        return project(features, self.basis)
-
 
 def project(features: Tensor, basis: Tensor) -> Tensor:
-    """F - (F B) B^T for features [..., d] and a basis [d, r] (paper: f_null = f P)."""
+    """F P = F - (F B) B^T for features [..., d], as two thin products instead of a d x d one."""
     return features - (features @ basis) @ basis.transpose(-1, -2)
 
 
@@ -119,8 +115,8 @@ def read_text_features(
         source: `.npy` holds features [n, d]; any other file is text, one caption or class name a
             line.
         encode: the text tower: n strings -> [n, d].
-        templates: prompts with one `{}` for class names, whose features are averaged per class;
-            None takes the lines as captions.
+        templates: prompts with one `{}` for class names (e.g. `PROMPTS`), whose features are
+            averaged per class; None takes the lines as captions.
 
     Returns:
         float32 [n, d].

@@ -19,7 +19,7 @@ from model.backbone import Backbone, encode_texts, load_backbone
 from model.checkpoint import Metadata, Projector, Training, save_checkpoint
 from model.evaluation.metrics import auc, bootstrap, recall_at_fpr
 from model.nsnet import Head, NSNet, NSNetConfig
-from model.nullspace import NullSpace, null_space, project, pull_back, read_text_features
+from model.nullspace import PROMPTS, NullSpace, null_space, project, pull_back, read_text_features
 from model.patches import PatchRule
 from model.training.calibrate import platt, thresholds
 from model.training.features import CLEAN, EQUALISED, Features, extract
@@ -39,6 +39,9 @@ class TrainOptions(BaseModel):
     network: NSNetConfig
     head: HeadOptions = HeadOptions()
     rank: int = Field(64, ge=0, description="text directions removed")
+    prompts: bool = Field(
+        False, description="text files hold class names to be put into prompts, not captions"
+    )
     cut: PatchRule = Field(
         PatchRule(canvases=2),
         description="how training copies are cut: both extremes of entropy, for variety, whatever "
@@ -70,11 +73,12 @@ class HeldOut:
 
 
 def projector(
-    config: NSNetConfig, backbone: Backbone, texts: Sequence[Path], rank: int
+    config: NSNetConfig, backbone: Backbone, texts: Sequence[Path], rank: int, *, prompts: bool
 ) -> NullSpace:
     """The null space of the texts, in the space of the network's features."""
+    templates = PROMPTS if prompts else None
     V = torch.cat([
-        read_text_features(path, lambda lines: encode_texts(lines, backbone.name))
+        read_text_features(path, lambda lines: encode_texts(lines, backbone.name), templates)
         for path in texts
     ])  # fmt: skip
     if config.features == "blocks":
@@ -160,7 +164,7 @@ def train(
     """
     config = options.network
     backbone = load_backbone(config.backbone)
-    space = projector(config, backbone, texts, options.rank)
+    space = projector(config, backbone, texts, options.rank, prompts=options.prompts)
     # The whole tower's projection is needed above; only the blocks that are read are run.
     proj = backbone.visual.proj.float()
     features = cached_features(rows, options, backbone, cache, dtype=dtype, device=device)
