@@ -69,7 +69,8 @@ def create_app(settings: Settings, load: Loader = load_detector) -> FastAPI:
 
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)  # noqa: S101  (registered for it)
-    request.app.state.service.metrics.rejected.labels(error.code).inc()
+    if getattr(request.scope.get("route"), "path", "").startswith("/detect"):  # probes are no work
+        request.app.state.service.metrics.rejected.labels(error.code).inc()
     return error.response(request.state.request_id)
 
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-from model.pixels import to_rgb
 from PIL import Image
 from rich.progress import track
 from safetensors import safe_open
@@ -38,6 +37,7 @@ from model.evaluation.metrics import (
     calibration_error,
     recall_at_fpr,
 )
+from model.pixels import to_rgb
 from model.training.augment import equalise
 
 ROOT = Path(__file__).resolve().parent.parent

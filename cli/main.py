@@ -6,6 +6,7 @@ Each command imports what it needs when it runs: torch takes seconds, `--help` m
 import json
 import logging
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,6 +54,8 @@ def _settings() -> Any:
 @app.command()
 def serve() -> None:
     """Serve on NSNET_HOST:NSNET_PORT until SIGTERM; see `nsnet settings`."""
+    # As a container's first process, SIGTERM would be ignored until the server has its handlers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from app.main import serve as run
 
     raise typer.Exit(run(_settings()))

@@ -311,6 +311,7 @@ def fetch(name: str = DEFAULT_BACKBONE, *, cache_dir: Path | None = None) -> Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         save_file(tensors, partial, metadata={"sha256": tensor_digest(tensors), "name": name})
+        partial.chmod(0o644)  # safetensors writes for the owner alone; servers run as others
         partial.replace(path)
         return path
     raise BackboneError(
@@ -344,8 +345,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
         with safetensors.safe_open(path, "pt") as file:
             recorded = (file.metadata() or {}).get("sha256")
         return _image_tower(load_file(path), str(path)), recorded
-    except (OSError, safetensors.SafetensorError) as error:
-        raise BackboneError(f"{path} is not a readable safetensors file") from error
+    except OSError as error:
+        raise BackboneError(f"{path} cannot be read: {error.strerror or 'no such file'}") from error
+    except safetensors.SafetensorError as error:
+        raise BackboneError(f"{path} is not a safetensors file") from error
 
 
 def _check_shapes(name: str, tensors: Mapping[str, Tensor]) -> None:

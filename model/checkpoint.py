@@ -108,6 +108,7 @@ def save_checkpoint(path: Path, model: NSNet, metadata: Metadata) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={_KEY: metadata.model_dump_json()})
+    path.chmod(0o644)  # safetensors writes for the owner alone; servers run as others
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -154,7 +154,8 @@ class Detector:
         Raises:
             ImageTooSmallError: a side is below `min_side`.
         """
-        image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+        writable = pixels if pixels.flags.writeable else pixels.copy()  # torch knows no other
+        image = torch.from_numpy(writable).permute(2, 0, 1).unsqueeze(0)
         selection = select_patches(image, self._model.config.patches)
         warnings = ("few_patches",) if selection.sparse else ()
         return Prepared(selection.canvases[0], warnings)

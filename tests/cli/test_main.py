@@ -42,8 +42,8 @@ def test_settings_shows_values_and_hides_keys() -> None:
     [
         (["settings"], {"NSNET_PORT": "abc"}, "NSNET_PORT"),
         (["detect", "pyproject.toml"], {"NSNET_CHECKPOINT": "/none"}, "no checkpoint"),
-        (["detect", "LICENSE"], {"NSNET_BACKBONE": "/none"}, "not a readable safetensors"),
-        (["backbone", "verify", "--path", "LICENSE"], {}, "not a readable safetensors"),
+        (["detect", "LICENSE"], {"NSNET_BACKBONE": "/none"}, "cannot be read"),
+        (["backbone", "verify", "--path", "LICENSE"], {}, "not a safetensors"),
         (["backbone", "fetch", "ViT-nonsense"], {"PIP_NO_INDEX": "1"}, "no weights for"),
         (["train", "none.csv", "--texts", "x", "--to", "y"], {}, "no manifest"),
     ],
