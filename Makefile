@@ -9,6 +9,7 @@ help:  ## list the targets
 
 $(VENV)/.serve: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo 'installing into $(VENV): torch alone is gigabytes, this takes minutes the first time'
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 

@@ -1,8 +1,25 @@
 """Patch selection by spectral entropy (paper, section 3.2).
 
-An image is cut, at native resolution, into N x N patches; those whose spectrum is most and least
+An image is cut, at native resolution, into N x N patches; those whose spectrum is most or least
 spread are tiled into the encoder's input. Nothing is ever resized: what tells a generated image is
 in its finest structure.
+
+What the paper leaves open, decided by measurement on the frozen ViT-B/16. (a): AUC over left-out
+groups, 675 training images, 32 px patches, blocks 4-8; (b): AUC on 385 validation images, native
+windows, blocks 4-10, a linear head; both clean; differences under 0.01 are noise.
+
+* Order on the canvas: raster 0.934, by rank 0.922 (a). Raster.
+* Which extremes, 32 px: both 0.922, highest 0.926, lowest 0.911 (a). Both, as in the paper.
+* Which extremes, 224 px: two highest and two lowest 0.933, four highest 0.942 (b). Highest.
+* Canvases: one 0.910, two 0.924, four 0.942, up to eight 0.945 (b). Four.
+* The mean (DC) is taken out: left in, it holds 24 % of p in the median patch and 85 % in the 95th
+  percentile, and S follows brightness (mean |rank correlation| 0.53 instead of 0.27; 135 images).
+* Flat patches (deviation under one grey level) are 4 % of all, 7 % of the 25 lowest of an image
+  (135 images), and carry nothing: they come last.
+* Large images: candidates are capped, so that extremes compare between sizes, and 12 megapixels
+  cost 20 ms instead of 530 (32 px, 2 cores; `benchmarks/selection.py`: 6-10 % of a forward).
+* Small images: an axis shorter than a patch is mirrored, patches repeat where they do not fill a
+  canvas, and the selection says so (`sparse`); under half a canvas an image is refused.
 """
 
 import math
@@ -167,7 +184,7 @@ def select_patches(
     canvases = min(rule.canvases, max(1, count // per_canvas))
     chosen = _choose(entropy, flat, canvases * per_canvas, rule.high_share, generator)
     # Rank r goes to canvas r mod K, so that every canvas gets the same mix of high and low.
-    chosen = chosen.view(-1, per_canvas, canvases).transpose(1, 2)  # [B, K, P]
+    chosen = chosen.view(-1, per_canvas, canvases).transpose(1, 2).sort(dim=2).values  # [B, K, P]
 
     index = chosen.flatten(1)[..., None, None, None]
     tiles = patches.gather(1, index.expand(-1, -1, *patches.shape[2:]))
@@ -207,7 +224,7 @@ def _gather(
 def _choose(
     entropy: Tensor, flat: Tensor, needed: int, high_share: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Indices int64 [B, needed] by rank: the highest first, then the lowest, flat patches last."""
+    """Find indices int64 [B, needed] by rank: the highest first, then the lowest, flat patches last."""
     if generator is not None:
         noise = torch.randn(entropy.shape, generator=generator).to(entropy.device)
         entropy = entropy + TIE_NOISE * noise
