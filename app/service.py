@@ -101,7 +101,7 @@ class Service:
         )
         # One thread each for its own torch operations: cores are for the forward pass.
         self._pool = ThreadPoolExecutor(
-            settings.decode_workers, "decode", initializer=torch.set_num_threads, initargs=(1,)
+            settings.decode_workers, "decode", initializer=_use_threads, initargs=(1,)
         )
 
     # --- life -----------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Service:
             batcher = Batcher(
                 detector.predict,
                 functools.partial(detector.warm_up, [1]),
-                functools.partial(torch.set_num_threads, self.settings.threads()),
+                functools.partial(_use_threads, self.settings.threads()),
                 self.metrics,
                 max_batch=self.settings.max_batch,
                 max_wait_s=self.settings.max_wait_ms / 1000,
@@ -304,6 +304,14 @@ async def _in_daemon_thread(work: Callable[[], Detector]) -> Detector:
 
     threading.Thread(target=run, name="load", daemon=True).start()
     return await asyncio.wrap_future(done)
+
+
+def _use_threads(count: int) -> None:
+    """Let torch use `count` threads when called from this thread."""
+    torch.set_num_threads(count)
+    # A thread takes the number that was set last, by any thread, at its first operation. Asking for
+    # it is one: without it, the forward pass would inherit the decoders' single thread.
+    torch.get_num_threads()
 
 
 def _sha256(data: bytes) -> str:

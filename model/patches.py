@@ -224,7 +224,7 @@ def _gather(
 def _choose(
     entropy: Tensor, flat: Tensor, needed: int, high_share: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Find indices int64 [B, needed] by rank: the highest first, then the lowest, flat patches last."""
+    """Find indices int64 [B, needed] by rank: highest first, then lowest, flat patches last."""
     if generator is not None:
         noise = torch.randn(entropy.shape, generator=generator).to(entropy.device)
         entropy = entropy + TIE_NOISE * noise

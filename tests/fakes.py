@@ -25,6 +25,7 @@ class FakeDetector:
         entered: set once `predict` was entered.
         batches: sizes of the batches it was given.
         broken: the device fails for good.
+        threads: that torch would use in the last forward.
     """
 
     name = "fake"
@@ -43,6 +44,7 @@ class FakeDetector:
         self.entered = threading.Event()
         self.batches: list[int] = []
         self.broken = False
+        self.threads = 0
         self.prepare_s = 0.0
         self.calibration = {"slope": 1.0}
         self.evaluation = {"auc": 0.5}
@@ -61,6 +63,7 @@ class FakeDetector:
         self.entered.set()
         self.gate.wait(20)
         self.batches.append(len(batch))
+        self.threads = torch.get_num_threads()
         values = [float(item.canvases.mean()) for item in batch]
         if self.broken or any(round(v) == POISON for v in values):
             raise RuntimeError("this text must never reach a client")

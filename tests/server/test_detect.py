@@ -248,3 +248,11 @@ def test_no_image_touches_the_disk_or_the_log(
     assert answer.status_code == 200
     assert "/detect 200" in caplog.text
     assert "secret-name" not in caplog.text
+
+
+def test_the_forward_has_its_threads_though_decoders_have_one() -> None:
+    """Decoders set theirs to one, and torch's number is half global, half per thread."""
+    with running(torch_threads=2) as server:
+        for _ in range(2):
+            httpx.post(f"{server.url}/detect", files={"file": grey(128)}).raise_for_status()
+            assert server.fake.threads == 2
