@@ -5,8 +5,9 @@ spread are tiled into the encoder's input. Nothing is ever resized: what tells a
 in its finest structure.
 
 What the paper leaves open, decided by measurement on the frozen ViT-B/16. (a): AUC over left-out
-groups, 675 training images, 32 px patches, blocks 4-8; (b): AUC on 385 validation images, native
-windows, blocks 4-10, a linear head; both clean; differences under 0.01 are noise.
+groups, 675 training images (`benchmarks/mosaics.py`); (b): AUC on 385 validation images, native
+windows, blocks 4-10, a linear head, measured once while choosing (`benchmarks/accuracy.py` sets the
+outcome beside a centre window). Both clean; differences under 0.01 are noise.
 
 * Order on the canvas: raster 0.934, by rank 0.922 (a). Raster.
 * Which extremes, 32 px: both 0.922, highest 0.926, lowest 0.911 (a). Both, as in the paper.
