@@ -42,6 +42,7 @@ from model.training.augment import equalise
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ROOT / "weights" / "nsnet-vit-b-16.safetensors"
+NO_PROJECTOR = ROOT / "weights" / "no-projector.safetensors"
 CLIENTS = 4
 
 
@@ -155,7 +156,9 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--split", default="val")
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT)
-    parser.add_argument("--no-projector", type=Path, help="checkpoint trained with --rank 0")
+    parser.add_argument(
+        "--no-projector", type=Path, default=NO_PROJECTOR, help="checkpoint trained with --rank 0"
+    )
     parser.add_argument("--only", action="store_true", help="leave the ablations out")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -164,8 +167,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = {"NS-Net": chosen.checkpoint}
         if not chosen.only:
-            if chosen.no_projector:
-                table["without projector"] = chosen.no_projector
+            table["without projector"] = chosen.no_projector
             table["without patch selection"] = without_selection(chosen.checkpoint, Path(folder))
         results = {}
         for name, checkpoint in table.items():
