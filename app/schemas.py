@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from app.errors import MEDIA_TYPE
 from model.detector import Verdict
 
 
@@ -64,6 +65,12 @@ class ProblemOut(BaseModel):
     instance: str
     code: str = Field(description="stable, for programs", examples=["corrupt_image"])
     request_id: str
+
+
+def documented(description: str) -> dict[str, Any]:
+    """An error answer for the OpenAPI document."""
+    schema = ProblemOut.model_json_schema()
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
 
 
 class ItemOk(BaseModel):

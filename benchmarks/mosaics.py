@@ -15,9 +15,9 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from model.backbone import MEAN, STD, load_backbone
+from model.backbone import load_backbone
 from model.evaluation.metrics import auc, bootstrap
-from model.nsnet import block_tokens
+from model.nsnet import block_tokens, normalise
 from model.patches import PatchRule, select_patches
 from model.pixels import to_rgb
 from model.training.manifest import folds, read_manifest
@@ -40,7 +40,6 @@ def main() -> None:
     chosen = parser.parse_args()
     rows = read_manifest(chosen.manifest, chosen.split)[:: chosen.every]
     visual = load_backbone(depth=BLOCKS[-1]).visual.bfloat16()
-    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     names = [*RULES, "both extremes, by rank"]
     features: list[Tensor] = []
     for row in track(rows):
@@ -49,7 +48,7 @@ def main() -> None:
         canvases = [select_patches(image, rule).canvases[0, 0] for rule in RULES.values()]
         both = select_patches(image, RULES["both extremes"])
         canvases.append(by_rank(canvases[0], both.entropies[0, 0]))
-        pixels = ((torch.stack(canvases) - mean) / std).bfloat16()
+        pixels = normalise(torch.stack(canvases)).bfloat16()
         with torch.inference_mode():
             features.append(block_tokens(visual, pixels, BLOCKS).float().flatten(1))
     labels = np.array([row.label for row in rows])

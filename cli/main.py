@@ -105,12 +105,11 @@ def detect(
 def _scorer() -> Any:
     from app.decoding import decode
     from app.errors import ApiError
-    from model.detector import Detector, ImageTooSmallError
+    from app.service import load_detector
+    from model.detector import ImageTooSmallError
 
     chosen = _settings()
-    detector = Detector.load(
-        chosen.checkpoint, backbone=chosen.backbone, device=chosen.device, dtype=chosen.dtype
-    )
+    detector = load_detector(chosen)
 
     def score(path: Path) -> dict[str, Any]:
         try:

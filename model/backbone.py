@@ -307,7 +307,7 @@ def fetch(name: str = DEFAULT_BACKBONE, *, cache_dir: Path | None = None) -> Pat
         except BackboneError as error:
             reasons.append(str(error))
             continue
-        _check_shapes(name, tensors)
+        _check_shapes(name, _build_clip(name).visual, tensors)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         save_file(tensors, partial, metadata={"sha256": tensor_digest(tensors), "name": name})
@@ -330,7 +330,7 @@ def verify(path: Path, name: str) -> str:
         BackboneError: unreadable, other shapes, non-finite values, or changed since it was written.
     """
     tensors, recorded = _read(path)
-    _check_shapes(name, tensors)
+    _check_shapes(name, _build_clip(name).visual, tensors)
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BackboneError(f"{path}: {key} is not finite")
@@ -351,8 +351,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise BackboneError(f"{path} is not a safetensors file") from error
 
 
-def _check_shapes(name: str, tensors: Mapping[str, Tensor]) -> None:
-    expected = {k: tuple(v.shape) for k, v in _build_clip(name).visual.state_dict().items()}
+def _check_shapes(name: str, visual: VisionTransformer, tensors: Mapping[str, Tensor]) -> None:
+    expected = {k: tuple(v.shape) for k, v in visual.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in tensors.items()}
     if expected != found:
         wrong = sorted(set(expected.items()) ^ set(found.items()))[0]
@@ -384,9 +384,9 @@ def load_backbone(
         if not source.exists():
             fetch(name, cache_dir=cache_dir)
     tensors, digest = _read(source)
-    _check_shapes(name, tensors)
-    digest = digest or tensor_digest(tensors)
     visual = _build_clip(name).visual
+    _check_shapes(name, visual, tensors)
+    digest = digest or tensor_digest(tensors)
     if depth is not None:
         visual.transformer.resblocks = visual.transformer.resblocks[:depth]
     kept = visual.state_dict()

@@ -5,6 +5,7 @@ The frozen tower is not in it; its digest is.
 
 import hashlib
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Verdict(StrEnum):
+    """What is said of an image."""
+
+    AI_GENERATED = "ai_generated"
+    REAL = "real"
+    UNCERTAIN = "uncertain"
+
+
 class Thresholds(_Strict):
     """Cuts on the calibrated score; between them the verdict is `uncertain`."""
 
@@ -37,6 +46,12 @@ class Thresholds(_Strict):
             raise ValueError("real_below must not exceed ai_above")
         return self
 
+    def verdict(self, score: float) -> Verdict:
+        """`ai_generated` from `ai_above` on, `real` under `real_below`, `uncertain` between."""
+        if score >= self.ai_above:
+            return Verdict.AI_GENERATED
+        return Verdict.REAL if score < self.real_below else Verdict.UNCERTAIN
+
 
 class Calibration(_Strict):
     """Platt scaling: score = sigmoid(slope * logit + intercept)."""
@@ -44,6 +59,10 @@ class Calibration(_Strict):
     slope: float = Field(gt=0.0)
     intercept: float
     fitted_on: str = Field(description="which held-out logits gave the two numbers")
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities of AI generation, of the logits' shape and dtype."""
+        return torch.sigmoid(self.slope * logits + self.intercept)
 
 
 class Projector(_Strict):

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.backbone import load_backbone
-from model.checkpoint import Checkpoint, build_model, read_checkpoint
-from model.checkpoint import Thresholds as _StoredThresholds
+from model.checkpoint import Checkpoint, Thresholds, Verdict, build_model, read_checkpoint
 from model.errors import ImageTooSmallError, ModelError
 from model.nsnet import NSNet
 from model.patches import select_patches
@@ -30,24 +28,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-
-class Verdict(StrEnum):
-    """What is said of an image."""
-
-    AI_GENERATED = "ai_generated"
-    REAL = "real"
-    UNCERTAIN = "uncertain"
-
-
-class Thresholds(_StoredThresholds):
-    """Cuts on the calibrated score."""
-
-    def verdict(self, score: float) -> Verdict:
-        """`ai_generated` from `ai_above` on, `real` under `real_below`, `uncertain` between."""
-        if score >= self.ai_above:
-            return Verdict.AI_GENERATED
-        return Verdict.REAL if score < self.real_below else Verdict.UNCERTAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +79,7 @@ class Detector:
         self.backbone_sha256 = metadata.backbone_sha256
         self.device = device
         self.dtype = model.visual.conv1.weight.dtype
-        self.thresholds = Thresholds(**metadata.thresholds.model_dump())
+        self.thresholds = metadata.thresholds
         self.min_side = metadata.network.patches.min_side
         self.calibration: Mapping[str, Any] = metadata.calibration.model_dump()
         self.evaluation: Mapping[str, Any] = metadata.evaluation
@@ -171,8 +151,7 @@ class Detector:
         logits = self._logits([item.canvases for item in batch])
         if not torch.isfinite(logits).all():
             raise InferenceError("the network's output is not finite")
-        slope, intercept = self._calibration.slope, self._calibration.intercept
-        scores = torch.sigmoid(slope * logits + intercept).tolist()
+        scores = self._calibration.scores(logits).tolist()
         return [
             Detection(score, self.thresholds.verdict(score), item.warnings)
             for score, item in zip(scores, batch, strict=True)

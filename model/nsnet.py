@@ -3,6 +3,7 @@
 One code path serves the paper's configuration and the default; they differ in `NSNetConfig` only.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -92,8 +93,6 @@ class NSNet(nn.Module):
             features, pulled back to the tower's width for `blocks` (`nullspace.pull_back`).
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
     basis: Tensor
 
     def __init__(self, config: NSNetConfig, visual: VisionTransformer, basis: Tensor) -> None:
@@ -115,15 +114,13 @@ class NSNet(nn.Module):
         self.visual = visual
         self.head = Head(width * max(1, len(config.blocks)), config.hidden)
         self.register_buffer("basis", basis.float())
-        self.register_buffer("pixel_mean", 255 * torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", 255 * torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def features(self, canvases: Tensor) -> Tensor:
         """Null-space features of canvases: uint8 [n, 3, S, S] -> float32 [n, F].
 
         The tower runs in its own dtype; what follows it in float32.
         """
-        pixels = ((canvases - self.pixel_mean) / self.pixel_std).to(self.visual.conv1.weight.dtype)
+        pixels = normalise(canvases).to(self.visual.conv1.weight.dtype)
         if self.config.features == "joint":
             f = nn.functional.normalize(self.visual(pixels).float(), dim=-1)
         else:
@@ -145,6 +142,20 @@ class NSNet(nn.Module):
         chunks = torch.split(canvases, size)
         logits = torch.cat([self.head(self.features(chunk))[0] for chunk in chunks])
         return torch.stack([part.mean() for part in torch.split(logits, list(counts))])
+
+
+@functools.cache
+def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """CLIP's mean and deviation for 0..255, each [3, 1, 1]; copied to a device once."""
+    with torch.inference_mode(mode=False):
+        mean, std = (255 * torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    return mean, std
+
+
+def normalise(canvases: Tensor) -> Tensor:
+    """CLIP's input from canvases: uint8 [n, 3, S, S] -> float32 of the same shape."""
+    mean, std = _pixel_statistics(canvases.device)
+    return (canvases - mean) / std
 
 
 def block_tokens(visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from app.errors import MEDIA_TYPE, ApiError
+from app.errors import ApiError
 from app.routes import authorized
 from app.schemas import (
     BatchOut,
@@ -20,6 +20,7 @@ from app.schemas import (
     ItemOk,
     ProblemOut,
     Summary,
+    documented,
 )
 from app.service import Service, within
 from app.uploads import Upload, read_many, read_one
@@ -31,9 +32,8 @@ T = TypeVar("T")
 NDJSON = "application/x-ndjson"
 _NDJSON_NAMES = (NDJSON, "application/jsonl")
 
-_PROBLEM_SCHEMA = {MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": _PROBLEM_SCHEMA}
+    status: documented(text)
     for status, text in (
         (400, "malformed_multipart, missing_file, empty_file"),
         (401, "unauthorized"),

@@ -1,33 +1,26 @@
 """Probes, metrics and model details, for operators."""
 
-from typing import Any
-
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.decoding import FORMATS
-from app.errors import MEDIA_TYPE, ApiError
+from app.errors import ApiError
 from app.metrics import CONTENT_TYPE
 from app.routes import authorized
 from app.schemas import (
     BackboneOut,
     LimitsOut,
     ModelDetailsOut,
-    ProblemOut,
     Status,
     ThresholdsOut,
+    documented,
 )
 from app.service import Service
 
 router = APIRouter(tags=["operation"])
 
 
-def _problem(description: str) -> dict[str, Any]:
-    schema = ProblemOut.model_json_schema()
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
-
-
 @router.get("/livez", summary="Does the process need a restart?",
-            responses={503: _problem("the device does not answer")})  # fmt: skip
+            responses={503: documented("the device does not answer")})  # fmt: skip
 @router.get("/healthz", include_in_schema=False)
 async def livez(request: Request) -> Status:
     """200 while the model is being loaded and as long as the device gets on."""
@@ -38,7 +31,7 @@ async def livez(request: Request) -> Status:
 
 
 @router.get("/readyz", summary="Should traffic be sent here?",
-            responses={503: _problem("not_ready, draining")})  # fmt: skip
+            responses={503: documented("not_ready, draining")})  # fmt: skip
 async def readyz(request: Request) -> Status:
     """200 once weights are loaded and warm, until draining; a full queue does not change it."""
     service: Service = request.app.state.service
@@ -60,7 +53,7 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/model", summary="The loaded model", response_model=ModelDetailsOut,
             dependencies=[Depends(authorized)],
-            responses={401: _problem("unauthorized"), 503: _problem("not_ready")})  # fmt: skip
+            responses={401: documented("unauthorized"), 503: documented("not_ready")})  # fmt: skip
 async def model(request: Request) -> ModelDetailsOut:
     """Checkpoint, backbone, device, thresholds, calibration, evaluation figures, limits."""
     service: Service = request.app.state.service

@@ -19,8 +19,8 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.backbone import MEAN, STD, Backbone
-from model.nsnet import block_tokens
+from model.backbone import Backbone
+from model.nsnet import block_tokens, normalise
 from model.patches import PatchRule, select_patches
 from model.pixels import to_rgb
 from model.training.augment import degrade, equalise
@@ -41,13 +41,11 @@ class Features:
             The last block's, times the tower's projection, is the joint-space feature.
         row: int64 [n], the manifest row.
         kind: int64 [n], CLEAN, EQUALISED or DEGRADED.
-        entropy: float32 [n], mean over the canvas's patches, nats.
     """
 
     tokens: Tensor
     row: Tensor
     kind: Tensor
-    entropy: Tensor
 
     def save(self, path: Path) -> None:
         """Write to a safetensors file."""
@@ -65,7 +63,6 @@ class _Canvas:
     pixels: Tensor
     row: int
     kind: int
-    entropy: float
 
 
 def _copies(image: Image.Image, rule: PatchRule, seed: int, degraded: int) -> Iterator[
@@ -92,10 +89,7 @@ def _canvases(index: int, row: Row, rule: PatchRule, degraded: int) -> list[_Can
         pixels = torch.from_numpy(np.array(copy)).permute(2, 0, 1).unsqueeze(0)
         # Only the degraded copies are jittered; clean and equalised ones are cut as in inference.
         chosen = select_patches(pixels, cut, generator=generator if kind == DEGRADED else None)
-        found += [
-            _Canvas(canvas, index, kind, float(entropy.mean()))
-            for canvas, entropy in zip(chosen.canvases[0], chosen.entropies[0], strict=True)
-        ]
+        found += [_Canvas(canvas, index, kind) for canvas in chosen.canvases[0]]
     return found
 
 
@@ -121,18 +115,21 @@ def extract(
         device: where the tower runs.
     """
     visual = backbone.visual.to(device=device, dtype=dtype)
-    mean = 255 * torch.tensor(MEAN, device=device).view(3, 1, 1)
-    std = 255 * torch.tensor(STD, device=device).view(3, 1, 1)
     blocks = range(1, len(visual.transformer.resblocks) + 1)
 
     @torch.inference_mode()
     def run(canvases: Sequence[_Canvas]) -> Tensor:
         stack = torch.stack([canvas.pixels for canvas in canvases]).to(device)
-        tokens = block_tokens(visual, ((stack - mean) / std).to(dtype), blocks)
+        tokens = block_tokens(visual, normalise(stack).to(dtype), blocks)
         return tokens.half().cpu()
 
-    kept: list[_Canvas] = []
-    outputs: list[Tensor] = []
+    tokens: list[Tensor] = []
+    places: list[tuple[int, int]] = []  # row and kind; the pixels are let go
+
+    def flush(canvases: Sequence[_Canvas]) -> None:
+        tokens.append(run(canvases))
+        places.extend((canvas.row, canvas.kind) for canvas in canvases)
+
     pending: list[_Canvas] = []
     skipped = 0
     for found in track(_prefetched(rows, lambda i, r: _canvases(i, r, rule, degraded)),
@@ -140,20 +137,14 @@ def extract(
         skipped += found is None
         pending += found or []
         while len(pending) >= _BATCH:
-            outputs.append(run(pending[:_BATCH]))
-            kept += [_Canvas(torch.empty(0), c.row, c.kind, c.entropy) for c in pending[:_BATCH]]
+            flush(pending[:_BATCH])
             del pending[:_BATCH]
     if pending:
-        outputs.append(run(pending))
-        kept += pending
+        flush(pending)
     if skipped:
         log.warning("%d of %d images were unreadable or too small", skipped, len(rows))
-    return Features(
-        tokens=torch.cat(outputs),
-        row=torch.tensor([canvas.row for canvas in kept]),
-        kind=torch.tensor([canvas.kind for canvas in kept]),
-        entropy=torch.tensor([canvas.entropy for canvas in kept]),
-    )
+    row, kind = torch.tensor(places).T.contiguous()
+    return Features(tokens=torch.cat(tokens), row=row.clone(), kind=kind.clone())
 
 
 def _prefetched(

@@ -22,7 +22,6 @@ class HeadOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hidden: int = Field(128, ge=1)
     bce_share: float = Field(0.5, ge=0.0, le=1.0, description="the paper's lambda")
     temperature: float = Field(0.1, gt=0.0, description="of the supervised contrast")
     epochs: int = Field(12, ge=1)
@@ -53,7 +52,9 @@ def sample_weights(rows: Sequence[Row], members: Tensor) -> Tensor:
     return torch.tensor(weights, dtype=torch.float64)
 
 
-def train_head(features: Tensor, labels: Tensor, weights: Tensor, options: HeadOptions) -> Head:
+def train_head(
+    features: Tensor, labels: Tensor, weights: Tensor, options: HeadOptions, *, hidden: int
+) -> Head:
     """Fit a head.
 
     Args:
@@ -61,13 +62,14 @@ def train_head(features: Tensor, labels: Tensor, weights: Tensor, options: HeadO
         labels: int64 [n], 1 = AI.
         weights: float [n], how often each is drawn.
         options: see `HeadOptions`.
+        hidden: width of the embedding (`NSNetConfig.hidden`).
 
     Raises:
         ModelError: the loss is not finite.
     """
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed)
-    head = Head(features.shape[1], options.hidden)
+    head = Head(features.shape[1], hidden)
     head.mean.copy_(features.float().mean(dim=0))
     head.scale.copy_(1 / features.float().std(dim=0).clamp_min(1e-4))
     optimiser = torch.optim.AdamW(

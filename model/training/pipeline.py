@@ -121,7 +121,8 @@ def fit(
     """Train a head on the features that the mask `members` names."""
     row = features.row[members]
     labels = torch.tensor([r.label for r in rows])[row]
-    return train_head(x[members], labels, sample_weights(rows, row), options.head)
+    weights = sample_weights(rows, row)
+    return train_head(x[members], labels, weights, options.head, hidden=options.network.hidden)
 
 
 def _per_image(features: Features, logits: Tensor, labels: Tensor, members: Tensor) -> HeldOut:
@@ -166,7 +167,8 @@ def train(
     backbone = load_backbone(config.backbone)
     space = projector(config, backbone, texts, options.rank, prompts=options.prompts)
     # The whole tower's projection is needed above; only the blocks that are read are run.
-    proj = backbone.visual.proj.float()
+    # A copy: the tower changes its type while features are computed.
+    proj = backbone.visual.proj.detach().clone()
     features = cached_features(rows, options, backbone, cache, dtype=dtype, device=device)
     x = network_features(config, features, proj, space)
 
@@ -178,7 +180,7 @@ def train(
     )
 
     def scores(part: HeldOut) -> Array:
-        return 1 / (1 + np.exp(-(calibration.slope * part.logits + calibration.intercept)))
+        return calibration.scores(torch.from_numpy(part.logits)).numpy()
 
     cuts = thresholds(
         [(part.labels, scores(part)) for part in left_out.values()],

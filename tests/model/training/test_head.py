@@ -7,7 +7,7 @@ from model.errors import ModelError
 from model.training.head import HeadOptions, sample_weights, train_head
 from model.training.manifest import AI, REAL, Row
 
-OPTIONS = HeadOptions(hidden=16, epochs=30, batch_size=64, learning_rate=1e-2)
+OPTIONS = HeadOptions(epochs=30, batch_size=64, learning_rate=1e-2)
 
 
 def blobs(count: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,11 +23,11 @@ def test_the_head_learns_what_separates_and_is_reproducible(bce_share: float) ->
     x, y = blobs()
     options = OPTIONS.model_copy(update={"bce_share": bce_share})
     weights = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
-    head = train_head(x[:200], y[:200], weights[:200], options)
+    head = train_head(x[:200], y[:200], weights[:200], options, hidden=16)
     logits, embedding = head(x[200:])
     assert float(((logits > 0) == (y[200:] == 1)).float().mean()) > 0.85
     assert embedding.shape == (200, 16)
-    again = train_head(x[:200], y[:200], weights[:200], options)
+    again = train_head(x[:200], y[:200], weights[:200], options, hidden=16)
     assert torch.equal(again.embed.weight, head.embed.weight)
 
 
@@ -37,7 +37,7 @@ def test_the_contrast_pulls_a_class_together() -> None:
 
     def gap(bce_share: float) -> float:
         options = OPTIONS.model_copy(update={"bce_share": bce_share, "temperature": 0.5})
-        head = train_head(x, y, weights, options)
+        head = train_head(x, y, weights, options, hidden=16)
         z = torch.nn.functional.normalize(head(x)[1], dim=1)
         similar = z @ z.T
         same = y[:, None] == y
@@ -50,7 +50,7 @@ def test_a_nan_in_the_features_stops_training() -> None:
     x, y = blobs()
     x[3, 4] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
-        train_head(x, y, torch.ones(len(x)), OPTIONS)
+        train_head(x, y, torch.ones(len(x)), OPTIONS, hidden=16)
 
 
 def test_sampling_balances_classes_and_tempers_large_groups() -> None:

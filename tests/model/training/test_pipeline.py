@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from model import backbone
@@ -47,17 +48,19 @@ def images(folder: Path) -> Path:
 
 @pytest.fixture
 def options(config: NSNetConfig) -> TrainOptions:
-    head = HeadOptions(hidden=8, epochs=20, batch_size=32, dropout=0.1)
+    head = HeadOptions(epochs=20, batch_size=32, dropout=0.1)
     network = config.model_copy(update={"patches": RULE})
     return TrainOptions(network=network, cut=RULE, head=head, rank=4, degraded=1, folds=2)
 
 
-def run(manifest: Path, tmp_path: Path, options: TrainOptions) -> Path:
+def run(
+    manifest: Path, tmp_path: Path, options: TrainOptions, dtype: torch.dtype = torch.float32
+) -> Path:
     np.save(tmp_path / "texts.npy", np.random.default_rng(1).normal(size=(30, 24)))
     out = tmp_path / "out" / "checkpoint.safetensors"
     train(
         read_manifest(manifest, "train"), [tmp_path / "texts.npy"], options, out,
-        name="tiny", version="0.0.1", command="a test", cache=tmp_path / "cache",
+        name="tiny", version="0.0.1", command="a test", cache=tmp_path / "cache", dtype=dtype,
     )  # fmt: skip
     return out
 
@@ -96,6 +99,13 @@ def test_the_same_command_gives_the_same_weights_and_reuses_its_features(
     second = read_checkpoint(run(manifest, tmp_path, options))
     assert list((tmp_path / "cache").iterdir()) == cached
     assert first.sha256 == second.sha256
+
+
+def test_features_may_be_computed_in_bfloat16(
+    cached_tower: None, tmp_path: Path, options: TrainOptions
+) -> None:
+    out = run(images(tmp_path), tmp_path, options, torch.bfloat16)
+    assert read_checkpoint(out).metadata.evaluation["leave_group_out"]["clean"]["auc"] > 0.8
 
 
 def test_one_class_is_refused_before_any_work(cached_tower: None, tmp_path: Path) -> None:
