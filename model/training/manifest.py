@@ -1,20 +1,27 @@
-"""The list of images to train or be judged on: a CSV with one row per image."""
+"""The images to train or be judged on: a CSV with one row per image, or a benchmark's folders."""
 
 import csv
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from model.errors import ModelError
 
 REAL, AI = 0, 1
 _LABELS = {"real": REAL, "ai": AI}
+# ForenSynths and AIGIBench; GenImage.
+_FOLDER_LABELS = {"0_real": REAL, "1_fake": AI, "nature": REAL, "ai": AI}
+_FOLDER_SPLITS = frozenset({"train", "val", "test"})
+_LAYOUT = "<generator>/[<class>/]{0_real,1_fake}/* or <generator>/{train,val}/{nature,ai}/*"
 
 
 class ManifestError(ModelError):
-    """The manifest cannot be used."""
+    """The manifest or the folder cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,67 @@ class Row:
     label: int
     group: str
     repository: str
+
+
+def read_dataset(path: Path, split: str | None = None) -> list[Row]:
+    """Read a manifest CSV (`read_manifest`) or a folder in a benchmark's layout.
+
+    Folders are `<generator>/[<class>/]{0_real,1_fake}/*` (ForenSynths, AIGIBench) with classes
+    nested to any depth, or GenImage's `<generator>/{train,val}/{nature,ai}/*`. A level named
+    train, val or test is the split, wherever it stands; images without one belong to every split.
+    The group is the generator, for its photographs too. Files that Pillow does not read by their
+    suffix, and hidden ones, are passed over.
+
+    Args:
+        path: the CSV file or the folder.
+        split: keep only these images; None keeps all.
+
+    Returns:
+        One row per image; a folder's in the order of their paths.
+
+    Raises:
+        ManifestError: as `read_manifest`, or an image lies outside the layout.
+    """
+    return _read_folder(path, split) if path.is_dir() else read_manifest(path, split)
+
+
+def _read_folder(root: Path, split: str | None) -> list[Row]:
+    rows = []
+    for path in sorted(_images(root)):
+        generator, label, found = _place(path.relative_to(root).parts[:-1])
+        if split is not None and found not in (None, split):
+            continue
+        if generator is None or label is None:
+            raise ManifestError(f"expected {_LAYOUT} in {root}, found {path.relative_to(root)}")
+        rows.append(Row(path, label, generator, generator))
+    if not rows:
+        of = f" of split {split!r}" if split else ""
+        raise ManifestError(f"expected {_LAYOUT} in {root}, found no images{of}")
+    if len({row.label for row in rows}) == 1:
+        only = "photographs" if rows[0].label == REAL else "AI images"
+        raise ManifestError(f"{root} does not hold both classes: all {len(rows)} are {only}")
+    return rows
+
+
+def _images(root: Path) -> Iterator[Path]:
+    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    # Not rglob: benchmarks are often put together of linked folders.
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(folder, name)
+            if not name.startswith(".") and path.suffix.lower() in suffixes:
+                yield path
+
+
+def _place(folders: Sequence[str]) -> tuple[str | None, int | None, str | None]:
+    """Generator, label and split that an image's folders name, each None where they do not."""
+    split = next((name for name in folders if name in _FOLDER_SPLITS), None)
+    levels = [name for name in folders if name not in _FOLDER_SPLITS]
+    if not levels or levels[0] in _FOLDER_LABELS:
+        return None, None, split
+    labels = [_FOLDER_LABELS[name] for name in levels if name in _FOLDER_LABELS]
+    return levels[0], labels[-1] if labels else None, split
 
 
 def read_manifest(path: Path, split: str | None = None) -> list[Row]:
