@@ -8,14 +8,22 @@ n > d, so the removed rank is chosen (by energy or directly) and recorded.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import safetensors
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from model.errors import ModelError
 
 PROMPTS = ("a photo of a {}.", "a picture of the {}.", "a close-up of a {}.")
+
+Space = Literal["joint", "blocks"]
+
+_KEY = "nsnet-projector"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +34,13 @@ class NullSpace:
         basis: float32 [d, r], orthonormal columns: the removed text directions.
         energy: share of ||V||_F^2 that they hold.
         residual: ||V P||_F / ||V||_F, what text is left.
+        singular_values: float32 [min(n, d)], all of V's, falling.
     """
 
     basis: Tensor
     energy: float
     residual: float
+    singular_values: Tensor
 
     @property
     def rank(self) -> int:
@@ -40,6 +50,12 @@ class NullSpace:
     def matrix(self) -> Tensor:
         """P, float32 [d, d]: symmetric and idempotent."""
         return torch.eye(self.basis.shape[0]) - self.basis @ self.basis.T
+
+    def residuals(self) -> Tensor:
+        """||V P||_F / ||V||_F had the rank been 0, 1, ..., min(n, d): float64 [min(n, d) + 1]."""
+        squares = self.singular_values.double().square()
+        left = squares.flip(0).cumsum(0).flip(0) / squares.sum()
+        return torch.cat([left, left.new_zeros(1)]).sqrt()
 
 
 def project(features: Tensor, basis: Tensor) -> Tensor:
@@ -85,6 +101,7 @@ def null_space(
         basis=basis.float(),
         energy=float(held[rank - 1]) if rank else 0.0,
         residual=float(residual),
+        singular_values=S.float(),
     )
 
 
@@ -100,7 +117,15 @@ def pull_back(text_features: Tensor, proj: Tensor) -> Tensor:
 
     Returns:
         [n, width].
+
+    Raises:
+        ModelError: the texts are of another width than the projection.
     """
+    if text_features.shape[1] != proj.shape[1]:
+        raise ModelError(
+            f"text features have {text_features.shape[1]} dimensions, the tower's joint space has "
+            f"{proj.shape[1]}"
+        )
     return text_features @ proj.T.to(text_features)
 
 
@@ -126,7 +151,10 @@ def read_text_features(
     """
     try:
         if source.suffix == ".npy":
-            return torch.from_numpy(np.load(source, allow_pickle=False).astype(np.float32))
+            V = torch.from_numpy(np.load(source, allow_pickle=False).astype(np.float32))
+            if V.ndim != 2 or not V.numel():
+                raise ModelError(f"{source} holds {list(V.shape)} numbers, not a matrix [n, d]")
+            return V
         lines = [line.strip() for line in source.read_text().splitlines() if line.strip()]
     except (OSError, ValueError):
         raise ModelError(f"{source} holds neither features nor text") from None
@@ -135,3 +163,95 @@ def read_text_features(
     if templates is None:
         return encode(lines)
     return torch.stack([encode([t.format(name) for t in templates]).mean(dim=0) for name in lines])
+
+
+# --- the projector file -------------------------------------------------------------------------
+
+
+class _Info(BaseModel):
+    """What a projector file says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    space: Space
+    backbone: str
+    rank: int = Field(ge=0)
+    energy: float = Field(ge=0.0, le=1.0)
+    residual: float = Field(ge=0.0, le=1.0)
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredProjector:
+    """A null space and what it belongs to.
+
+    Attributes:
+        null_space: the projector.
+        space: `joint` (d is the backbone's joint space) or `blocks` (d is its width; the texts
+            were pulled back by `pull_back`), as in `NSNetConfig.features`.
+        backbone: open_clip architecture name.
+        sources: names of what V was computed from.
+    """
+
+    null_space: NullSpace
+    space: Space
+    backbone: str
+    sources: tuple[str, ...]
+
+
+def save_projector(path: Path, projector: StoredProjector) -> None:
+    """Write a projector: safetensors `basis` and `singular_values`, the rest in the metadata."""
+    space = projector.null_space
+    info = _Info(
+        space=projector.space,
+        backbone=projector.backbone,
+        rank=space.rank,
+        # Rounding may carry either a little past 1.
+        energy=min(space.energy, 1.0),
+        residual=min(space.residual, 1.0),
+        sources=projector.sources,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"basis": space.basis, "singular_values": space.singular_values}
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        path,
+        metadata={_KEY: info.model_dump_json()},
+    )
+    path.chmod(0o644)  # safetensors writes for the owner alone
+
+
+def read_projector(path: Path) -> StoredProjector:
+    """Read and validate what `save_projector` wrote.
+
+    Raises:
+        ModelError: unreadable, not a projector, or its tensors are not what it says.
+    """
+    try:
+        tensors = load(path.read_bytes())
+        with safetensors.safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except OSError:
+        raise ModelError(f"no projector can be read at {path}") from None
+    except safetensors.SafetensorError:
+        raise ModelError(f"{path} is not a safetensors file") from None
+    if text is None:
+        raise ModelError(f"{path} is not a projector: it has no {_KEY!r} metadata")
+    try:
+        info = _Info.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{path}: metadata field {where}: {first['msg']}") from None
+    if tensors.keys() != {"basis", "singular_values"}:
+        raise ModelError(f"{path} holds {sorted(tensors)}, not basis and singular_values")
+    basis, S = tensors["basis"].float(), tensors["singular_values"].float()
+    if basis.ndim != 2 or basis.shape[1] != info.rank:
+        raise ModelError(f"{path}: the basis is {list(basis.shape)}, not [d, {info.rank}]")
+    gram = basis.T @ basis
+    if not torch.allclose(gram, torch.eye(info.rank), atol=1e-4):  # false for NaN, too
+        raise ModelError(f"{path}: the basis is not orthonormal")
+    if S.ndim != 1 or not info.rank <= len(S) <= len(basis) or not (S.diff() <= 0).all():
+        raise ModelError(f"{path}: the singular values are not min(n, d) falling numbers")
+    space = NullSpace(basis, info.energy, info.residual, S)
+    return StoredProjector(space, info.space, info.backbone, info.sources)

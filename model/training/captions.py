@@ -77,9 +77,10 @@ def _load(source: str, *, local: bool) -> tuple[Any, Any]:
     from transformers import BlipForConditionalGeneration, BlipProcessor  # seconds to import
 
     processor = BlipProcessor.from_pretrained(source, local_files_only=local)
-    model, report = BlipForConditionalGeneration.from_pretrained(
+    loaded: Any = BlipForConditionalGeneration.from_pretrained(
         source, local_files_only=local, output_loading_info=True
     )
+    model, report = loaded
     # transformers would only warn, and caption with random weights.
     if missing := report["missing_keys"]:
         raise ValueError(f"its weights lack {min(missing)}")
