@@ -148,14 +148,28 @@ class Detector:
         """
         if not batch:
             return []
-        logits = self._logits([item.canvases for item in batch])
-        if not torch.isfinite(logits).all():
-            raise InferenceError("the network's output is not finite")
-        scores = self._calibration.scores(logits).tolist()
+        scores = self._calibration.scores(self.logits(batch)).tolist()
         return [
             Detection(score, self.thresholds.verdict(score), item.warnings)
             for score, item in zip(scores, batch, strict=True)
         ]
+
+    def logits(self, batch: Sequence[Prepared]) -> Tensor:
+        """The network's output before calibration, for evaluation and for another calibration.
+
+        Args:
+            batch: at least one prepared image.
+
+        Returns:
+            float64 [n], finite.
+
+        Raises:
+            InferenceError: a logit is not finite.
+        """
+        logits = self._logits([item.canvases for item in batch])
+        if not torch.isfinite(logits).all():
+            raise InferenceError("the network's output is not finite")
+        return logits
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detection]:
         """`prepare` and `predict` together."""

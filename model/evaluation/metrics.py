@@ -24,14 +24,42 @@ def auc(labels: Labels, scores: Array) -> float:
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * other))
 
 
+def average_precision(labels: Labels, scores: Array) -> float:
+    """Area under the precision-recall curve as a step function (AP); NaN without AI images.
+
+    Equal scores enter at once, so their order decides nothing. AP depends on the share of AI
+    images in the set.
+    """
+    if not labels.any():
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # of its equal scores
+    found = np.cumsum(labels[order] == 1)[last]
+    precision = found / (np.flatnonzero(last) + 1)
+    return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
+
+
+def r_acc(labels: Labels, scores: Array, cut: float) -> float:
+    """Share of the photographs below the cut (the paper's R.Acc); NaN without any."""
+    real = scores[labels == 0]
+    return float((real < cut).mean()) if len(real) else float("nan")
+
+
+def f_acc(labels: Labels, scores: Array, cut: float) -> float:
+    """Share of the AI images at or above the cut (the paper's F.Acc); NaN without any."""
+    fake = scores[labels == 1]
+    return float((fake >= cut).mean()) if len(fake) else float("nan")
+
+
 def balanced_accuracy(labels: Labels, scores: Array, cut: float) -> float:
     """Mean of real accuracy and fake accuracy (the paper's Acc) at one cut."""
-    called = scores >= cut
-    return float((called[labels == 1].mean() + (~called[labels == 0]).mean()) / 2)
+    return (r_acc(labels, scores, cut) + f_acc(labels, scores, cut)) / 2
 
 
 def recall_at_fpr(labels: Labels, scores: Array, rate: float) -> float:
-    """Share of AI images above the cut that `rate` of the photographs exceed."""
+    """Share of AI images above the cut that `rate` of the photographs exceed; NaN without both."""
+    if not 0 < labels.sum() < len(labels):
+        return float("nan")
     cut = np.quantile(scores[labels == 0], 1 - rate, method="higher")
     return float((scores[labels == 1] > cut).mean())
 
@@ -47,6 +75,18 @@ def calibration_error(labels: Labels, scores: Array, bins: int = 10) -> float:
     return float(error)
 
 
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a share, taking the trials as independent; NaN without any."""
+    if not total:
+        return float("nan"), float("nan")
+    z = 1.959964
+    share, spread = count / total, z * z / total
+    middle = share + spread / 2
+    half = np.sqrt(share * (1 - share) * spread + spread * spread / 4)
+    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
 def bootstrap(
     labels: Labels,
     scores: Array,
@@ -56,7 +96,7 @@ def bootstrap(
     repeats: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % interval of a figure.
+    """95 % interval of a figure; NaN where a class is absent.
 
     With `groups`, whole groups are drawn: images of one generator or camera are alike, and
     drawing images alone would promise too much.
@@ -69,6 +109,8 @@ def bootstrap(
         repeats: bootstrap samples.
         seed: of the draws.
     """
+    if not 0 < labels.sum() < len(labels):
+        return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     if groups is None:
         units = [[np.flatnonzero(labels == c)] for c in (0, 1)]

@@ -2,14 +2,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from model.evaluation.metrics import (
     auc,
+    average_precision,
     balanced_accuracy,
     bootstrap,
     calibration_error,
+    f_acc,
+    r_acc,
     recall_at_fpr,
+    wilson,
 )
 
 
@@ -22,6 +27,42 @@ def test_auc_agrees_with_scikit_learn_ties_included(pairs: list[tuple[bool, int]
         assert np.isnan(auc(labels, scores))
     else:
         assert auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=60))
+@settings(deadline=None)
+def test_average_precision_agrees_with_scikit_learn_ties_included(
+    pairs: list[tuple[bool, int]],
+) -> None:
+    labels = np.array([int(label) for label, _ in pairs])
+    scores = np.array([float(score) for _, score in pairs])
+    if not labels.any():
+        assert np.isnan(average_precision(labels, scores))
+    else:
+        expected = average_precision_score(labels, scores)
+        assert average_precision(labels, scores) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 10), (10, 10), (3, 40), (7, 1000)])
+def test_wilson_agrees_with_scipy(count: int, total: int) -> None:
+    expected = binomtest(count, total).proportion_ci(method="wilson")
+    assert wilson(count, total) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_class_accuracies_at_the_cut() -> None:
+    labels, scores = np.array([0, 0, 0, 1, 1]), np.array([0.1, 0.5, 0.2, 0.5, 0.4])
+    assert r_acc(labels, scores, 0.5) == pytest.approx(2 / 3)
+    assert f_acc(labels, scores, 0.5) == pytest.approx(1 / 2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_absent_class_gives_nan_not_an_error() -> None:
+    labels, scores = np.zeros(3, dtype=np.int64), np.array([0.1, 0.2, 0.3])
+    for figure in (f_acc, balanced_accuracy, recall_at_fpr):
+        assert np.isnan(figure(labels, scores, 0.5))
+    assert np.isnan(bootstrap(labels, scores, auc)).all()
+    assert np.isnan(r_acc(labels + 1, scores, 0.5))
+    assert np.isnan(wilson(0, 0)).all()
 
 
 def test_balanced_accuracy_is_the_mean_over_classes() -> None:

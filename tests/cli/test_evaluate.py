@@ -1,0 +1,155 @@
+"""`nsnet evaluate` and `nsnet calibrate` on a tiny checkpoint, in this process: it knows TINY."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from cli.evaluate import calibrate, evaluate
+from model.checkpoint import Metadata, read_checkpoint
+from model.detector import Detector
+from model.errors import ModelError
+from model.nsnet import NSNet, NSNetConfig
+from tests.conftest import RULE, TINY
+
+app = typer.Typer()
+app.command()(evaluate)
+app.command()(calibrate)
+
+
+def nsnet(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "250"})
+
+
+@pytest.fixture
+def config() -> NSNetConfig:
+    return NSNetConfig(backbone=TINY, features="joint", hidden=8, patches=RULE)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Dark photographs and bright AI images; one file is broken."""
+    rng = np.random.default_rng(0)
+    lines = ["path,label,group,split"]
+    for index in range(14):
+        label, group = ("real", "camera") if index % 2 else ("ai", f"gan{index % 4}")
+        low = 0 if index % 2 else 180
+        pixels = rng.integers(low, low + 76, (100, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+        lines.append(f"{index}.png,{label},{group},val")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join([*lines, "broken.png,real,camera,val", "0.png,ai,gan0,train"]))
+    return path
+
+
+def test_evaluate_writes_report_scores_and_plots(
+    checkpoint: Path, tiny_tower: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a" / "report"
+    done = nsnet("evaluate", checkpoint, data, "--to", out, "--conditions", "clean,jpeg40",
+                 "--backbone", tiny_tower, "--dtype", "float32")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "jpeg40" in done.output
+    report = json.loads((out / "report.json").read_text())
+    assert report["checkpoint"]["sha256"] == read_checkpoint(checkpoint).sha256
+    assert report["data"]["images"] == {"real": 8, "ai": 7}
+    assert report["conditions"]["clean"]["overall"]["images"] == {"real": 7, "ai": 7}
+    assert report["conditions"]["clean"]["overall"]["skipped"] == {"unreadable": 1}
+    assert set(report["conditions"]["clean"]["groups"]) == {"camera", "gan0", "gan2"}
+    assert report["checkpoint"]["sha256"] in (out / "report.md").read_text()
+    with (out / "scores.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 28
+    first = lines[0]
+    found = Detector.load(checkpoint, backbone=tiny_tower, dtype="float32").detect(
+        [np.asarray(Image.open(data.parent / first["file"]))]
+    )[0]
+    assert float(first["score"]) == pytest.approx(found.score, abs=1e-5)
+    assert (first["label"], first["condition"], first["verdict"]) == ("ai", "clean", found.verdict)
+    for name in ("roc", "reliability", "groups"):
+        with Image.open(out / f"{name}.png") as image:
+            assert min(image.size) > 200
+
+
+@pytest.fixture
+def telling(network: NSNet, metadata: Metadata, checkpoint: Path, tiny_tower: Path) -> Path:
+    """The checkpoint, its head turned until bright images have the higher logits."""
+    from model.checkpoint import save_checkpoint
+
+    detector = Detector.load(checkpoint, backbone=tiny_tower, dtype="float32")
+    dark, bright = (np.full((100, 120, 3), v, np.uint8) for v in (30, 220))
+    low, high = detector.logits([detector.prepare(dark), detector.prepare(bright)]).tolist()
+    assert low != high
+    if low > high:
+        with torch.no_grad():
+            network.head.classify.weight.neg_()
+            network.head.classify.bias.neg_()
+        save_checkpoint(checkpoint, network, metadata)
+    return checkpoint
+
+
+def test_calibrate_keeps_the_tensors_and_holds_the_rates(
+    telling: Path, tiny_tower: Path, data: Path, tmp_path: Path
+) -> None:
+    to = tmp_path / "new" / "calibrated.safetensors"
+    done = nsnet("calibrate", telling, data, "--to", to, "--accused", "0.2", "--missed", "0.2",
+                 "--backbone", tiny_tower, "--dtype", "float32")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    old, new = read_checkpoint(telling), read_checkpoint(to)
+    assert old.tensors.keys() == new.tensors.keys()
+    assert all(torch.equal(old.tensors[name], new.tensors[name]) for name in old.tensors)
+    assert "data.csv, split val (15 images" in new.metadata.calibration.fitted_on
+    assert "clean and equalised" in new.metadata.calibration.fitted_on
+    assert new.metadata.calibration.slope != old.metadata.calibration.slope
+    assert new.metadata.training == old.metadata.training
+    out = tmp_path / "report"
+    nsnet("evaluate", to, data, "--to", out, "--conditions", "clean,equalised",
+          "--backbone", tiny_tower, "--dtype", "float32")  # fmt: skip
+    report = json.loads((out / "report.json").read_text())
+    for name in ("clean", "equalised"):
+        found = report["conditions"][name]["overall"]
+        assert found["auc"] > 0.9
+        assert found["real_called_ai"] <= 0.2
+        assert found["verdicts"]["ai"]["real"] <= 0.2
+        said = new.metadata.evaluation["calibrated_on"][name]
+        assert said["verdicts"] == found["verdicts"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "CHECKPOINT", "none.csv", "--to", "OUT"], "no "),
+        (["evaluate", "none.safetensors", "DATA", "--to", "OUT"], "no checkpoint"),
+        (["evaluate", "CHECKPOINT", "DATA", "--to", "DATA"], "no folder can be made"),
+        (["evaluate", "CHECKPOINT", "DATA", "--to", "OUT", "--conditions", "x"], "no condition"),
+        (["calibrate", "CHECKPOINT", "DATA", "--to", "OUT", "--accused", "2"], "accused is 2"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    arguments: list[str], message: str, checkpoint: Path, tiny_tower: Path, data: Path
+) -> None:
+    places = {"CHECKPOINT": checkpoint, "DATA": data, "OUT": data.parent / "out"}
+    done = nsnet(*(places.get(a, a) for a in arguments), "--backbone", tiny_tower)
+    assert isinstance(done.exception, ModelError)
+    assert message in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_calibrating_on_the_training_images_is_refused(
+    checkpoint: Path, tiny_tower: Path, data: Path
+) -> None:
+    from model.training.manifest import digest, read_manifest
+    from tests.model.test_checkpoint import rewrite
+
+    seen = digest(read_manifest(data, "val"))
+    rewrite(checkpoint, metadata=lambda m: m["training"].update(data_sha256=seen))
+    done = nsnet("calibrate", checkpoint, data, "--to", data.parent / "x", "--backbone", tiny_tower)
+    assert isinstance(done.exception, ModelError)
+    assert "trained on these images" in str(done.exception)
