@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from model.backbone import encode_texts, load_backbone
 from model.errors import ModelError
 
 PROMPTS = ("a photo of a {}.", "a picture of the {}.", "a close-up of a {}.")
@@ -162,7 +163,9 @@ def read_text_features(
         raise ModelError(f"{source} is empty")
     if templates is None:
         return encode(lines)
-    return torch.stack([encode([t.format(name) for t in templates]).mean(dim=0) for name in lines])
+    # All in one call: `encode` may load the text tower.
+    prompts = encode([template.format(name) for name in lines for template in templates])
+    return prompts.view(len(lines), len(templates), -1).mean(dim=1)
 
 
 # --- the projector file -------------------------------------------------------------------------
@@ -197,6 +200,51 @@ class StoredProjector:
     space: Space
     backbone: str
     sources: tuple[str, ...]
+
+
+def projector_of_texts(
+    sources: Sequence[Path],
+    *,
+    backbone: str,
+    space: Space,
+    rank: int | None = None,
+    energy: float | None = None,
+    prompts: bool = False,
+    weights: Path | None = None,
+) -> StoredProjector:
+    """Compute the projector of one backbone from text files.
+
+    Args:
+        sources: each as in `read_text_features`; V is all of them, one below the other.
+        backbone: open_clip architecture name.
+        space: see `StoredProjector`.
+        rank: see `null_space`.
+        energy: see `null_space`.
+        prompts: text files hold class names, to be put into `PROMPTS`.
+        weights: a safetensors file of the whole CLIP, instead of the cache and the hub. The text
+            tower is not asked for where all sources are features, nor the image tower for `joint`.
+
+    Raises:
+        ModelError: a source is unreadable or of another width, a tower cannot be had, or as
+            `null_space`.
+    """
+    templates = PROMPTS if prompts else None
+    parts = [
+        read_text_features(
+            source, lambda lines: encode_texts(lines, backbone, path=weights), templates
+        )
+        for source in sources
+    ]
+    for source, part in zip(sources, parts, strict=True):
+        if part.shape[1] != parts[0].shape[1]:
+            raise ModelError(
+                f"{source} has {part.shape[1]} dimensions, {sources[0]} {parts[0].shape[1]}"
+            )
+    V = torch.cat(parts)
+    if space == "blocks":
+        V = pull_back(V, load_backbone(backbone, path=weights, depth=1).visual.proj)
+    names = tuple(source.name for source in sources)
+    return StoredProjector(null_space(V, rank=rank, energy=energy), space, backbone, names)
 
 
 def save_projector(path: Path, projector: StoredProjector) -> None:
