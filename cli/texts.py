@@ -41,14 +41,14 @@ def caption(
 
 def projector(
     sources: Annotated[
-        list[Path], typer.Argument(help=".npy features [n, d], or captions, one a line")
+        list[Path], typer.Argument(help=".npy features (n x d), or captions, one a line")
     ],
     to: Annotated[Path, typer.Option(help="the projector to write")],
     rank: Annotated[
-        int | None, typer.Option(help=f"text directions removed [default: {DEFAULT_RANK}]")
+        int | None, typer.Option(help=f"text directions removed; without both, {DEFAULT_RANK}")
     ] = None,
     energy: Annotated[
-        float | None, typer.Option(help="instead: the share of ||V||^2 removed, 0..1")
+        float | None, typer.Option(help="instead of a rank: the share of ||V||^2 removed, 0..1")
     ] = None,
     space: Annotated[
         Literal["blocks", "joint"],
