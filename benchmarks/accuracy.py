@@ -9,7 +9,6 @@ selection (one centre window). Intervals are 95 % bootstraps over whole groups.
 
 import argparse
 import contextlib
-import csv
 import io
 import json
 import os
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,15 +30,12 @@ from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from model.evaluation.metrics import (
-    auc,
-    balanced_accuracy,
-    bootstrap,
-    calibration_error,
-    recall_at_fpr,
-)
+from model.checkpoint import Verdict
+from model.evaluation.conditions import CONDITIONS, name_rng
+from model.evaluation.evaluate import Scored
+from model.evaluation.figures import consistency, overall, per_group
 from model.pixels import to_rgb
-from model.training.augment import equalise
+from model.training.manifest import Row, read_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ROOT / "weights" / "nsnet-vit-b-16.safetensors"
@@ -85,19 +82,19 @@ def without_selection(checkpoint: Path, folder: Path) -> Path:
     return path
 
 
-def equalised(path: Path) -> bytes:
-    """The equalised copy's bytes, reproducible by file name."""
+def upload(path: Path, condition: str) -> bytes:
+    """What is posted: the file itself, or the pixels of its copy under another condition."""
+    if condition == "clean":
+        return path.read_bytes()
     with Image.open(path) as file:
         image = Image.fromarray(to_rgb(file).pixels)
-    rng = np.random.default_rng(list(path.name.encode()))
     buffer = io.BytesIO()
-    # equalise() ends with JPEG 75; a PNG of its result carries those very pixels.
-    equalise(image, rng).save(buffer, "PNG")
+    CONDITIONS[condition](image, name_rng(path.name)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def score(client: httpx.Client, data: bytes) -> tuple[float, str]:
-    """(score, verdict); NaN where the service refused the image."""
+    """(score, verdict); (NaN, error code) where the service refused the image."""
     answer = client.post("/detect", files={"file": data})
     if answer.status_code != 200:
         return float("nan"), answer.json()["code"]
@@ -105,49 +102,30 @@ def score(client: httpx.Client, data: bytes) -> tuple[float, str]:
     return body["score"], body["verdict"]
 
 
-def measure(client: httpx.Client, rows: list[dict[str, str]], folder: Path) -> dict[str, Any]:
+def through_http(client: httpx.Client, rows: list[Row], condition: str) -> Scored:
+    """Score every image under one condition."""
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        work = pool.map(lambda row: score(client, upload(row.path, condition)), rows)
+        results = list(track(work, total=len(rows), description=condition))
+    answered = [(row, *found) for row, found in zip(rows, results, strict=True)
+                if np.isfinite(found[0])]  # fmt: skip
+    return Scored(
+        rows=[row for row, _, _ in answered],
+        labels=np.array([row.label for row, _, _ in answered]),
+        logits=np.full(len(answered), np.nan),  # the service does not tell them
+        scores=np.array([value for _, value, _ in answered]),
+        verdicts=[Verdict(verdict) for _, _, verdict in answered],
+        skipped=dict(Counter(code for value, code in results if not np.isfinite(value))),
+    )
+
+
+def measure(client: httpx.Client, rows: list[Row]) -> dict[str, Any]:
     """Figures of one server over both conditions."""
-    labels = np.array([int(row["label"] == "ai") for row in rows])
-    groups = [row["group"] for row in rows]
-    found: dict[str, Any] = {}
-    verdicts = {}
-    for condition in ("clean", "equalised"):
-
-        def work(row: dict[str, str], condition: str = condition) -> tuple[float, str]:
-            path = folder / row["path"]
-            return score(client, path.read_bytes() if condition == "clean" else equalised(path))
-
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            results = list(track(pool.map(work, rows), total=len(rows), description=condition))
-        scores = np.array([s for s, _ in results])
-        verdicts[condition] = [v for _, v in results]
-        ok = np.isfinite(scores)
-        y, s, g = labels[ok], scores[ok], [x for x, keep in zip(groups, ok, strict=True) if keep]
-        low, high = bootstrap(y, s, auc, groups=g)
-        called = np.array(verdicts[condition])[ok]
-        found[condition] = {
-            "images": int(ok.sum()), "refused": int((~ok).sum()),
-            "auc": auc(y, s), "auc_low": low, "auc_high": high,
-            "balanced_accuracy_at_0.5": balanced_accuracy(y, s, 0.5),
-            "recall_at_1_percent_fpr": recall_at_fpr(y, s, 0.01),
-            "real_called_ai": float((called[y == 0] == "ai_generated").mean()),
-            "ai_called_ai": float((called[y == 1] == "ai_generated").mean()),
-            "ai_called_real": float((called[y == 1] == "real").mean()),
-            "real_called_real": float((called[y == 0] == "real").mean()),
-            "ece": calibration_error(y, s),
-            "per_group": {
-                f"{'ai' if label else 'real'}/{name}": float(np.median(s[[x == name for x in g]]))
-                for label, name in sorted(set(zip(y.tolist(), g, strict=True)))
-            },
-        }  # fmt: skip
-    pairs = list(zip(verdicts["clean"], verdicts["equalised"], strict=True))
-    found["flips"] = {
-        "real_to_ai_or_back": float(np.mean([{*p} == {"real", "ai_generated"} for p in pairs])),
-        "to_or_from_uncertain": float(
-            np.mean([a != b and "uncertain" in (a, b) for a, b in pairs])
-        ),
+    scored = {name: through_http(client, rows, name) for name in ("clean", "equalised")}
+    found: dict[str, Any] = {
+        name: overall(part) | {"groups": per_group(part)} for name, part in scored.items()
     }
-    return found
+    return found | {"consistency": consistency(scored["clean"], scored["equalised"])}
 
 
 def main() -> None:
@@ -162,8 +140,7 @@ def main() -> None:
     parser.add_argument("--only", action="store_true", help="leave the ablations out")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    with chosen.manifest.open(newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r.get("split", chosen.split) == chosen.split]
+    rows = read_dataset(chosen.manifest, chosen.split)
     with tempfile.TemporaryDirectory() as folder:
         table = {"NS-Net": chosen.checkpoint}
         if not chosen.only:
@@ -173,8 +150,8 @@ def main() -> None:
         for name, checkpoint in table.items():
             print(name, flush=True)
             with server(checkpoint) as client:
-                results[name] = measure(client, rows, chosen.manifest.parent)
-    ai = sum(row["label"] == "ai" for row in rows)
+                results[name] = measure(client, rows)
+    ai = sum(row.label for row in rows)
     print(f"\n{ai} AI images, {len(rows) - ai} photographs, split {chosen.split!r}\n")
     print("| | condition | AUC (95 %) | balanced acc. at 0.5 | recall at 1 % FPR | real called AI "
           "| AI called AI | AI called real |")  # fmt: skip
@@ -182,13 +159,14 @@ def main() -> None:
     for name, found in results.items():
         for condition in ("clean", "equalised"):
             f = found[condition]
-            interval = f"({f['auc_low']:.3f}-{f['auc_high']:.3f})"
-            print(f"| {name} | {condition} | {f['auc']:.3f} {interval} "
-                  f"| {f['balanced_accuracy_at_0.5']:.3f} | {f['recall_at_1_percent_fpr']:.3f} "
-                  f"| {f['real_called_ai']:.4f} | {f['ai_called_ai']:.3f} "
-                  f"| {f['ai_called_real']:.3f} |")  # fmt: skip
+            low, high = f["auc_95"]
+            ai_called = f["verdicts"]["ai"]
+            print(f"| {name} | {condition} | {f['auc']:.3f} ({low:.3f}-{high:.3f}) "
+                  f"| {f['acc']:.3f} | {f['recall_at_1_percent_fpr']:.3f} "
+                  f"| {f['real_called_ai']:.4f} | {ai_called['ai_generated']:.3f} "
+                  f"| {ai_called['real']:.3f} |")  # fmt: skip
     print("\nverdicts that change from clean to equalised:",
-          json.dumps({name: found["flips"] for name, found in results.items()}))  # fmt: skip
+          json.dumps({name: found["consistency"] for name, found in results.items()}))  # fmt: skip
     if chosen.json:
         chosen.json.write_text(json.dumps(results, indent=1))
 

@@ -1,11 +1,9 @@
-"""`nsnet`: serve, detect, backbone, settings, train.
+"""`nsnet`: serve, detect, settings, backbone; and the training commands of the other modules.
 
 Each command imports what it needs when it runs: torch takes seconds, `--help` must not.
 """
 
 import json
-import logging
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -13,13 +11,19 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import track
 from rich.table import Table
+
+from cli.evaluate import calibrate, evaluate
+from cli.export import export
+from cli.texts import caption, projector
+from cli.train import ablate, train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 backbone_app = typer.Typer(no_args_is_help=True, help="The CLIP image tower.")
 app.add_typer(backbone_app, name="backbone")
+for command in (caption, projector, train, calibrate, evaluate, ablate, export):
+    app.command()(command)
 
 out = Console()
 err = Console(stderr=True)
@@ -144,56 +148,6 @@ def verify(
 
     file = path or cached_path(name)
     out.print(f"{file} {run(file, name)}", soft_wrap=True, highlight=False)
-
-
-@app.command()
-def train(
-    manifest: Annotated[Path, typer.Argument(help="CSV with path, label, group[, split]")],
-    texts: Annotated[list[Path], typer.Option(help="V: .npy features, or captions, one a line")],
-    to: Annotated[Path, typer.Option(help="the checkpoint to write")],
-    split: Annotated[str, typer.Option(help="rows of the manifest to train on")] = "train",
-    options: Annotated[Path | None, typer.Option(help="JSON of TrainOptions' fields")] = None,
-    preset: Annotated[str, typer.Option(help="default or paper")] = "default",
-    rank: Annotated[int | None, typer.Option(help="text directions removed")] = None,
-    prompts: Annotated[
-        bool, typer.Option("--prompts", help="text files hold class names, not captions")
-    ] = False,
-    name: Annotated[str, typer.Option()] = "nsnet-vit-b-16",
-    version: Annotated[str, typer.Option()] = "0.1.0",
-    cache: Annotated[Path, typer.Option(help="folder for computed features")] = Path("runs/cache"),
-    dtype: Annotated[str, typer.Option(help="of the tower: float32 or bfloat16")] = "float32",
-    device: Annotated[str, typer.Option()] = "cpu",
-) -> None:
-    """Train a head on the frozen tower, calibrate it on left-out groups, write a checkpoint."""
-    import torch
-
-    from model.nsnet import PRESETS
-    from model.training.manifest import read_manifest
-    from model.training.pipeline import TrainOptions
-    from model.training.pipeline import train as run
-
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=err)]
-    )
-    fields = json.loads(options.read_text()) if options else {}
-    fields = {"network": PRESETS[preset].model_dump(), **fields}
-    if rank is not None:
-        fields["rank"] = rank
-    if prompts:
-        fields["prompts"] = True
-    metadata = run(
-        read_manifest(manifest, split),
-        texts,
-        TrainOptions.model_validate(fields),
-        to,
-        name=name,
-        version=version,
-        command=shlex.join(["nsnet", *sys.argv[1:]]),
-        cache=cache,
-        dtype=getattr(torch, dtype),
-        device=device,
-    )
-    out.print_json(metadata.model_dump_json(include={"thresholds", "calibration", "evaluation"}))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The frozen tower is not in it; its digest is.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -115,15 +116,29 @@ class Checkpoint:
     sha256: str
 
 
-def save_checkpoint(path: Path, model: NSNet, metadata: Metadata) -> None:
+def save_checkpoint(
+    path: Path,
+    model: NSNet,
+    metadata: Metadata,
+    deltas: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> None:
     """Write `model` without its tower.
 
-    LoRA deltas are written by whoever trained them, under `lora.`; a merged tower has none left.
+    Args:
+        path: the file.
+        model: the network.
+        metadata: what the file says of itself.
+        deltas: what LoRA adds to the tower, as `nsnet.merge_lora` takes it.
     """
+    adapters = {
+        f"{_LORA}{name}.{part}": tensor
+        for name, pair in (deltas or {}).items()
+        for part, tensor in zip(("down", "up"), pair, strict=True)
+    }
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("visual.")}
     tensors = {
         name: tensor.detach().float().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-        if not name.startswith("visual.")
+        for name, tensor in (own | adapters).items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={_KEY: metadata.model_dump_json()})

@@ -114,10 +114,10 @@ class Detector:
                 "trained on (%s); scores will differ a little",
                 tower.sha256[:12], tower.name, stored.metadata.backbone_sha256[:12],
             )  # fmt: skip
-        place, kind = _place(device, dtype)
+        where, kind = place(device, dtype)
         model = build_model(stored, tower.visual)
         model.visual.to(kind)
-        return cls(model.to(place), stored, place)
+        return cls(model.to(where), stored, where)
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
         """Run blank batches of these sizes, so that the first request pays for nothing."""
@@ -182,21 +182,26 @@ class Detector:
         return logits.double().cpu()
 
 
-def _place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+def place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Resolve `auto` in both; see `Detector.load`.
+
+    Raises:
+        ModelError: a device that cannot be used here, or a dtype that is not one of the three.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.device(device)
-        torch.empty(1, device=place)
+        where = torch.device(device)
+        torch.empty(1, device=where)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"the device {device!r} cannot be used here") from error
     if dtype == "auto":
-        native = place.type == "cuda" or _cpu_multiplies_bfloat16()
-        return place, torch.bfloat16 if native else torch.float32
+        native = where.type == "cuda" or _cpu_multiplies_bfloat16()
+        return where, torch.bfloat16 if native else torch.float32
     kind = getattr(torch, dtype, None)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise ModelError(f"the dtype {dtype!r} is not one of float32, bfloat16, float16")
-    return place, kind
+    return where, kind
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -121,10 +121,18 @@ class NSNet(nn.Module):
         The tower runs in its own dtype; what follows it in float32.
         """
         pixels = normalise(canvases).to(self.visual.conv1.weight.dtype)
+        return self.decouple(block_tokens(self.visual, pixels, self.reads))
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The blocks whose CLS tokens are read, from 1; the joint space is read after the last."""
+        return self.config.blocks or (len(self.visual.transformer.resblocks),)
+
+    def decouple(self, tokens: Tensor) -> Tensor:
+        """Null-space features of what `block_tokens` gives for `reads`: -> float32 [n, F]."""
+        f = tokens.float()
         if self.config.features == "joint":
-            f = nn.functional.normalize(self.visual(pixels).float(), dim=-1)
-        else:
-            f = block_tokens(self.visual, pixels, self.config.blocks).float()
+            f = nn.functional.normalize(f @ self.visual.proj.float(), dim=-1)
         return project(f, self.basis).flatten(1)
 
     def forward(self, canvases: Tensor, counts: Sequence[int]) -> Tensor:
@@ -158,13 +166,11 @@ def normalise(canvases: Tensor) -> Tensor:
     return (canvases - mean) / std
 
 
-def block_tokens(visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int]) -> Tensor:
-    """ln_post of the CLS token after each of `blocks` (from 1): [n, len(blocks), width].
-
-    The blocks past the last one named are not run. ln_post brings every block into the space that
-    the tower's projection reads, where the pulled-back text directions live.
-    """
-    out = visual.forward_intermediates(
+def _intermediates(
+    visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int]
+) -> dict[str, list[Tensor]]:
+    """Run the tower up to the last of `blocks` (from 1), keeping what each of them gives."""
+    out: dict[str, list[Tensor]] = visual.forward_intermediates(
         pixels,
         indices=[b - 1 for b in blocks],
         stop_early=True,
@@ -172,7 +178,37 @@ def block_tokens(visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int
         output_fmt="NLC",
         output_extra_tokens=True,
     )
+    return out
+
+
+def block_tokens(visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int]) -> Tensor:
+    """ln_post of the CLS token after each of `blocks` (from 1): [n, len(blocks), width].
+
+    The blocks past the last one named are not run. ln_post brings every block into the space that
+    the tower's projection reads, where the pulled-back text directions live; after the last block
+    it is what CLIP itself projects.
+    """
+    out = _intermediates(visual, pixels, blocks)
     return torch.cat([visual.ln_post(cls) for cls in out["image_intermediates_prefix"]], dim=1)
+
+
+def hidden_states(visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+    """All tokens after each of `blocks` (from 1), CLS first: [n, L, width] each."""
+    out = _intermediates(visual, pixels, blocks)
+    pairs = zip(out["image_intermediates_prefix"], out["image_intermediates"], strict=True)
+    return [torch.cat(pair, dim=1) for pair in pairs]
+
+
+def continue_tokens(
+    visual: VisionTransformer, hidden: Tensor, done: int, blocks: Sequence[int]
+) -> Tensor:
+    """`block_tokens`, from the hidden states after block `done`, which is before all of `blocks`."""
+    found = []
+    for number in range(done + 1, blocks[-1] + 1):
+        hidden = visual.transformer.resblocks[number - 1](hidden)
+        if number in blocks:
+            found.append(visual.ln_post(hidden[:, :1]))
+    return torch.cat(found, dim=1)
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ that unless every image, of either class, is re-saved, rescaled and cut the same
 import io
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter
+from pydantic import BaseModel, ConfigDict, Field
 
 Rng = np.random.Generator
 
@@ -19,6 +20,21 @@ _RESAMPLINGS = (
     Image.Resampling.LANCZOS,
     Image.Resampling.BOX,
 )
+
+
+class Augmentation(BaseModel):
+    """The distribution of `degrade`: what happens to an image on its way through the web."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resize: float = Field(0.8, ge=0, le=1, description="share resized by 0.5-1.5")
+    blur: float = Field(0.1, ge=0, le=1, description="share blurred, sigma 0.3-1.2")
+    noise: float = Field(0.1, ge=0, le=1, description="share with noise of 1-6 grey levels")
+    save: float = Field(0.9, ge=0, le=1, description="share saved as JPEG 40-100 or WebP 50-100")
+    save_again: float = Field(0.2, ge=0, le=1, description="share of those saved a second time")
+    jitter: float = Field(
+        0.0, ge=0, le=1, description="share whose brightness, contrast and colour vary by 20 %"
+    )
 
 
 def recompress(image: Image.Image, codec: str, quality: int, subsampling: int = -1) -> Image.Image:
@@ -53,18 +69,22 @@ def resize(image: Image.Image, scale: float, resampling: Image.Resampling) -> Im
     return image.resize(size, resampling)
 
 
-def degrade(image: Image.Image, rng: Rng, *, min_side: int) -> Image.Image:
+def degrade(
+    image: Image.Image, rng: Rng, *, min_side: int, how: Augmentation | None = None
+) -> Image.Image:
     """One random history of a shared image, the same distribution for both classes.
 
-    Resize 0.5-1.5 (80 %), random cut of up to 15 px and a flip, blur (10 %), sensor-like noise
-    (10 %), then one or two rounds of JPEG 40-100 or WebP 50-100 (90 %).
+    Resize, a random cut of up to 15 px and a flip, colour jitter, blur, sensor-like noise, then
+    one or two rounds of JPEG or WebP, each with the chance that `how` gives it.
 
     Args:
         image: RGB.
         rng: the only source of randomness.
         min_side: the result's sides are not taken below this, where the original's were not.
+        how: the chances; the default ones without.
     """
-    if rng.random() < 0.8:
+    how = how or Augmentation()
+    if rng.random() < how.resize:
         scale = float(np.exp(rng.uniform(np.log(0.5), np.log(1.5))))
         scale = max(scale, (min_side + 16) / min(image.size))
         image = resize(image, scale, _RESAMPLINGS[rng.integers(len(_RESAMPLINGS))])
@@ -73,15 +93,18 @@ def degrade(image: Image.Image, rng: Rng, *, min_side: int) -> Image.Image:
     image = image.crop((left, top, image.width, image.height))
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if rng.random() < 0.1:
+    if how.jitter and rng.random() < how.jitter:
+        for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = kind(image).enhance(rng.uniform(0.8, 1.2))
+    if rng.random() < how.blur:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
-    if rng.random() < 0.1:
+    if rng.random() < how.noise:
         pixels = np.asarray(image, dtype=np.float64)
         noisy = pixels + rng.normal(0.0, rng.uniform(1.0, 6.0), pixels.shape)
         image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-    if rng.random() < 0.9:
+    if rng.random() < how.save:
         image = _shared(image, rng)
-        if rng.random() < 0.2:
+        if rng.random() < how.save_again:
             image = _shared(image, rng)
     return image
 

@@ -1,46 +1,66 @@
-"""From a manifest to a calibrated checkpoint, with the tower frozen."""
+"""From images and a projector to a calibrated checkpoint."""
 
-import hashlib
+import json
 import logging
+import platform
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from model.backbone import Backbone, encode_texts, load_backbone
+from model.backbone import Backbone, load_backbone
 from model.checkpoint import Metadata, Projector, Training, save_checkpoint
+from model.errors import ModelError
 from model.evaluation.metrics import auc, bootstrap, recall_at_fpr
-from model.nsnet import Head, NSNet, NSNetConfig
-from model.nullspace import PROMPTS, NullSpace, null_space, project, pull_back, read_text_features
+from model.nsnet import PRESETS, NSNet, NSNetConfig
+from model.nullspace import StoredProjector
 from model.patches import PatchRule
+from model.training import lora
+from model.training.augment import Augmentation
 from model.training.calibrate import platt, thresholds
-from model.training.features import CLEAN, EQUALISED, Features, extract
-from model.training.head import HeadOptions, sample_weights, train_head
+from model.training.copies import CLEAN, DEGRADED, EQUALISED, CanvasSource, ahead, canvases_of
+from model.training.features import Features, tower_features
+from model.training.lora import LoraOptions
 from model.training.manifest import AI, REAL, Row, digest, folds
+from model.training.sampling import sample_weights
+from model.training.trainer import FitOptions, TensorSource, Trainee, fit, standardise
 
 log = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 
+CONDITIONS = {"clean": CLEAN, "equalised": EQUALISED}
+_BATCH = 16
+
 
 class TrainOptions(BaseModel):
-    """All that decides the checkpoint, next to the images and the texts."""
+    """All that decides the checkpoint, next to the images and the projector."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: NSNetConfig
-    head: HeadOptions = HeadOptions()
-    rank: int = Field(64, ge=0, description="text directions removed")
-    prompts: bool = Field(
-        False, description="text files hold class names to be put into prompts, not captions"
+    head: FitOptions | None = Field(
+        FitOptions(), description="how the head is fitted to the frozen tower; None: not at first"
+    )
+    lora: LoraOptions | None = Field(None, description="adapters; None: the tower stays frozen")
+    lora_fit: FitOptions = Field(
+        FitOptions(steps=400, batch_size=32, learning_rate=1e-4),
+        description="how adapters and head are fitted together, after the head alone",
+    )
+    live: bool = Field(
+        False,
+        description="draw every copy anew through the whole tower, instead of caching what the "
+        "frozen blocks gave for a fixed number of copies: for a GPU",
     )
     cut: PatchRule = Field(
         PatchRule(canvases=2),
@@ -48,13 +68,56 @@ class TrainOptions(BaseModel):
         "the network reads in service",
     )
     degraded: int = Field(3, ge=0, description="degraded copies per image")
+    augmentation: Augmentation = Augmentation()
+    shares: tuple[float, float, float] = Field(
+        (2.0, 2.0, 3.0), description="how often clean, equalised and degraded copies are drawn"
+    )
     folds: int = Field(6, ge=2, description="group folds for calibration and held-out figures")
+    measured_folds: int | None = Field(
+        None, ge=1, description="folds that are trained without; None: all, else the first ones"
+    )
     accused: float = Field(
         0.005, gt=0, lt=1, description="share of held-out photographs that may be accused"
     )
     missed: float = Field(
         0.05, gt=0, lt=1, description="share of held-out AI images that may be called real"
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainOptions":
+        if self.lora is None and (self.live or self.head is None):
+            raise ValueError("a frozen tower is trained from cached features, its head alone")
+        if self.live and self.head is not None:
+            raise ValueError("live training has no cached features to fit a head to: head = None")
+        if not self.live and self.lora is not None:
+            frozen = min(self.lora.blocks) - 1
+            if frozen < 1 or frozen >= (self.network.blocks or (10**6,))[0]:
+                raise ValueError("cached training needs a frozen block below all that are read")
+        return self
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        """The copies of an image."""
+        return (CLEAN, EQUALISED, *[DEGRADED] * self.degraded)
+
+
+def preset(name: str) -> TrainOptions:
+    """`default`: what the shipped checkpoint was trained by; `paper`: the paper's configuration.
+
+    Raises:
+        ModelError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ModelError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    network = PRESETS[name]
+    if name == "default":
+        return TrainOptions(network=network)
+    return TrainOptions(
+        network=network, cut=network.patches, head=None, live=True,
+        lora=LoraOptions(blocks=tuple(range(1, 25)), rank=8),
+        lora_fit=FitOptions(steps=20_000, batch_size=64, learning_rate=1e-4, dropout=0.0),
+        measured_folds=1,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,70 +135,199 @@ class HeldOut:
     labels: NDArray[np.int64]
 
 
-def projector(
-    config: NSNetConfig, backbone: Backbone, texts: Sequence[Path], rank: int, *, prompts: bool
-) -> NullSpace:
-    """The null space of the texts, in the space of the network's features."""
-    templates = PROMPTS if prompts else None
-    V = torch.cat([
-        read_text_features(path, lambda lines: encode_texts(lines, backbone.name), templates)
-        for path in texts
-    ])  # fmt: skip
-    if config.features == "blocks":
-        V = pull_back(V, backbone.visual.proj.float().cpu())
-    return null_space(V, rank=rank)
+class Experiment:
+    """Images, tower and projector, from which networks are fitted and scored.
 
+    Args:
+        rows: the images.
+        projector: of the network's backbone and space.
+        options: see `TrainOptions`.
+        cache: folder of computed features.
+        dtype: of the tower's weights; adapters and head are float32.
+        accelerator: device, precision and processes.
 
-def network_features(
-    config: NSNetConfig, features: Features, proj: Tensor, space: NullSpace
-) -> Tensor:
-    """What `NSNet.features` would give: float16 [n, F]."""
-    if config.features == "blocks":
-        f = features.tokens[:, [block - 1 for block in config.blocks]].float()
-    else:
-        f = torch.nn.functional.normalize(features.tokens[:, -1].float() @ proj, dim=-1)
-    return project(f, space.basis).flatten(1).half()
+    Raises:
+        ModelError: a projector of another backbone or space, or no image can be read.
+    """
 
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        projector: StoredProjector,
+        options: TrainOptions,
+        *,
+        cache: Path,
+        dtype: torch.dtype,
+        accelerator: Accelerator,
+    ) -> None:
+        config = options.network
+        if (projector.backbone, projector.space) != (config.backbone, config.features):
+            raise ModelError(
+                f"the projector is of {projector.backbone}, {projector.space}; the network needs "
+                f"{config.backbone}, {config.features}"
+            )
+        self.rows = rows
+        self.options = options
+        self.labels = torch.tensor([row.label for row in rows])
+        self._basis = projector.null_space.basis
+        self._dtype = dtype
+        self._accelerator = accelerator
+        self._frozen = min(options.lora.blocks) - 1 if options.lora else 0
+        self.features: Features | None = None
+        network = self._network()
+        self.backbone_sha256 = self._tower.sha256
+        if not options.live:
+            # One process computes, the others read what it wrote.
+            with accelerator.main_process_first():
+                self.features = tower_features(
+                    rows, self._tower, options.cut, options.kinds, options.augmentation, cache,
+                    depth=network.reads[-1], frozen=self._frozen or None, dtype=dtype,
+                    device=str(accelerator.device),
+                )  # fmt: skip
+            tokens = self.features.tokens[:, [b - 1 for b in network.reads]]
+            network = self._network()
+            self._x = torch.cat([network.decouple(part).half() for part in tokens.split(1024)])
 
-def held_out(
-    rows: Sequence[Row], features: Features, x: Tensor, options: TrainOptions
-) -> dict[int, HeldOut]:
-    """Train one head per fold without the fold's groups; score the fold's clean and equalised."""
-    fold = torch.tensor(folds(rows, options.folds))[features.row]
-    labels = torch.tensor([row.label for row in rows])[features.row]
-    logits = torch.empty(len(x))
-    for index in range(options.folds):
-        rest = fold != index
-        head = fit(rows, features, x, rest, options)
-        logits[~rest] = head(x[~rest].float())[0]
-        log.info("fold %d of %d", index + 1, options.folds)
-    return {
-        kind: _per_image(features, logits, labels, features.kind == kind)
-        for kind in (CLEAN, EQUALISED)
-    }
+    def _network(self) -> NSNet:
+        """A new network on a freshly loaded tower."""
+        config = self.options.network
+        self._tower: Backbone = load_backbone(config.backbone, depth=None)
+        torch.manual_seed((self.options.head or self.options.lora_fit).seed)
+        return NSNet(config, self._tower.visual, self._basis)
 
+    def fit(self, included: Tensor, run: Path | None = None, *, progress: bool = False) -> NSNet:
+        """Train on the rows of the mask `included`, bool [rows].
 
-def fit(
-    rows: Sequence[Row], features: Features, x: Tensor, members: Tensor, options: TrainOptions
-) -> Head:
-    """Train a head on the features that the mask `members` names."""
-    row = features.row[members]
-    labels = torch.tensor([r.label for r in rows])[row]
-    weights = sample_weights(rows, row)
-    return train_head(x[members], labels, weights, options.head, hidden=options.network.hidden)
+        Args:
+            included: the rows trained on.
+            run: folder of the resumable states.
+            progress: show a bar.
 
+        Raises:
+            ModelError: the loss is not finite, or `run` is another run's.
+        """
+        options, network = self.options, self._network()
+        common: dict[str, Any] = {"accelerator": self._accelerator}
+        if self.features is not None:
+            members = included[self.features.row].nonzero().squeeze(1)
+            labels, weights = self._drawn(self.features.row[members], self.features.kind[members])
+            if options.head is not None:
+                x = TensorSource(self._x, members)
+                standardise(network.head, self._x[members])
+                trainee = Trainee(network, options.head.dropout, "features")
+                fit(trainee, x, labels, weights, options.head, **common,
+                    run=run / "head" if run else None,
+                    progress="head" if progress else None)  # fmt: skip
+        if options.lora is not None:
+            lora.attach(network.visual.to(self._dtype), options.lora)
+            if self.features is not None:
+                assert self.features.hidden is not None  # noqa: S101  (narrows the type)
+                source: Any = TensorSource(self.features.hidden, members)
+                trainee = Trainee(network, options.lora_fit.dropout, "hidden", self._frozen)
+            else:
+                rows = [row for row, chosen in zip(self.rows, included, strict=True) if chosen]
+                source = CanvasSource(rows, options.cut, options.kinds, options.augmentation)
+                labels, weights = self._drawn(included.nonzero().squeeze(1), None)
+                trainee = Trainee(network, options.lora_fit.dropout, "canvases")
+            if options.head is None:
+                self._standardise(trainee, source)
+            fit(trainee, source, labels, weights, options.lora_fit, **common, save_every=20,
+                run=run / "lora" if run else None,
+                progress="lora" if progress else None)  # fmt: skip
+        return network.eval()
 
-def _per_image(features: Features, logits: Tensor, labels: Tensor, members: Tensor) -> HeldOut:
-    row, inverse = torch.unique(features.row[members], return_inverse=True)
-    total = torch.zeros(len(row)).index_add_(0, inverse, logits[members])
-    label = torch.zeros(len(row), dtype=torch.int64).scatter_(0, inverse, labels[members])
-    mean = total / inverse.bincount()
-    return HeldOut(row.numpy(), mean.double().numpy(), label.numpy())
+    def _drawn(self, rows: Tensor, kinds: Tensor | None) -> tuple[Tensor, Tensor]:
+        weights = sample_weights(self.rows, rows)
+        if kinds is not None:
+            shares = torch.tensor(self.options.shares, dtype=torch.float64)
+            weights = weights * (shares / kinds.bincount(minlength=3).clamp_min(1))[kinds]
+        return self.labels[rows], weights / weights.sum()
+
+    def _standardise(self, trainee: Trainee, source: Any) -> None:
+        """From a few hundred samples, before the tower has changed."""
+        count = min(256, len(source))
+        members = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:count]
+        trainee.eval().to(self._accelerator.device)
+        with torch.inference_mode():
+            parts = [
+                trainee.features(source.read(part, step).to(self._accelerator.device))
+                for step, part in enumerate(members.split(_BATCH))
+            ]
+        standardise(trainee.network.head, torch.cat(parts).cpu())
+
+    def score(self, network: NSNet, included: Tensor) -> dict[str, HeldOut]:
+        """Logits of the clean and the equalised copies of the rows of a mask."""
+        if self.features is None:
+            row, kind, logits = self._score_live(network, included)
+        else:
+            row, kind = self.features.row, self.features.kind
+            members = (included[row] & (kind != DEGRADED)).nonzero().squeeze(1)
+            adapted = self.options.lora is not None
+            trainee = Trainee(network, 0.0, "hidden" if adapted else "features", self._frozen)
+            samples = self.features.hidden if adapted else self._x
+            assert samples is not None  # noqa: S101  (narrows the type)
+            device = self._accelerator.device
+            trainee.eval().to(device)
+            with torch.inference_mode():
+                logits = torch.cat([
+                    trainee(samples[part].float().to(device))[0].float().cpu()
+                    for part in members.split(_BATCH if adapted else 1024)
+                ])  # fmt: skip
+            row, kind = row[members], kind[members]
+        return {
+            name: self._per_image(row[kind == k], logits[kind == k])
+            for name, k in CONDITIONS.items()
+        }
+
+    def _score_live(self, network: NSNet, included: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        chosen = included.nonzero().squeeze(1).tolist()
+        rows = [self.rows[index] for index in chosen]
+        network.eval().to(self._accelerator.device)
+        places, logits = [], []
+        kinds, rule = (CLEAN, EQUALISED), self.options.network.patches
+        how = self.options.augmentation
+        for found in ahead(rows, lambda i, row: canvases_of(i, row, rule, kinds, how)):
+            if found:
+                pixels = torch.stack([canvas.pixels for canvas in found])
+                with torch.inference_mode(), self._accelerator.autocast():
+                    f = network.features(pixels.to(self._accelerator.device))
+                    logits.append(network.head(f)[0].float().cpu())
+                places += [(chosen[canvas.row], canvas.kind) for canvas in found]
+        row, kind = torch.tensor(places).T
+        return row, kind, torch.cat(logits)
+
+    def _per_image(self, row: Tensor, logits: Tensor) -> HeldOut:
+        unique, inverse = torch.unique(row, return_inverse=True)
+        total = torch.zeros(len(unique)).index_add_(0, inverse, logits)
+        mean = total / inverse.bincount()
+        return HeldOut(unique.numpy(), mean.double().numpy(), self.labels[unique].numpy())
+
+    def held_out(self, run: Path | None = None) -> dict[str, HeldOut]:
+        """Train once per fold without its groups, and score them.
+
+        Args:
+            run: folder of the folds' resumable states.
+        """
+        fold = torch.tensor(folds(self.rows, self.options.folds))
+        found: list[dict[str, HeldOut]] = []
+        for index in range(self.options.measured_folds or self.options.folds):
+            network = self.fit(fold != index, run / f"fold-{index}" if run else None)
+            found.append(self.score(network, fold == index))
+            log.info("fold %d of %d: AUC %s", index + 1, self.options.folds,
+                     ", ".join(f"{auc(h.labels, h.logits):.3f} {name}"
+                               for name, h in found[-1].items()))  # fmt: skip
+        return {
+            name: HeldOut(*(
+                np.concatenate([getattr(part[name], field) for part in found])
+                for field in ("row", "logits", "labels")
+            ))
+            for name in CONDITIONS
+        }  # fmt: skip
 
 
 def train(
     rows: Sequence[Row],
-    texts: Sequence[Path],
+    projector: StoredProjector,
     options: TrainOptions,
     out: Path,
     *,
@@ -143,84 +335,97 @@ def train(
     version: str,
     command: str,
     cache: Path,
+    run: Path | None = None,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    accelerator: Accelerator | None = None,
 ) -> Metadata:
     """Train, calibrate and write a checkpoint.
 
     Args:
         rows: the training images.
-        texts: sources of V, see `nullspace.read_text_features`.
+        projector: see `Experiment`.
         options: see `TrainOptions`.
         out: the checkpoint.
         name: the model's name.
         version: the model's version.
         command: what was run, for the record.
         cache: folder of computed features, reused while images, tower and cut are the same.
-        dtype: of the tower while features are computed.
-        device: where the tower runs.
+        run: folder for configuration, loss curves, TensorBoard, figures and the states from which
+            a killed run goes on.
+        dtype: of the tower's weights.
+        accelerator: device, precision and processes; one CPU process without.
 
     Raises:
         ModelError: with one clear line.
     """
-    config = options.network
-    backbone = load_backbone(config.backbone)
-    space = projector(config, backbone, texts, options.rank, prompts=options.prompts)
-    # The whole tower's projection is needed above; only the blocks that are read are run.
-    # A copy: the tower changes its type while features are computed.
-    proj = backbone.visual.proj.detach().clone()
-    features = cached_features(rows, options, backbone, cache, dtype=dtype, device=device)
-    x = network_features(config, features, proj, space)
-
-    left_out = held_out(rows, features, x, options)
+    accelerator = accelerator or Accelerator(cpu=True)
+    record = {
+        "command": command,
+        "revision": _revision(),
+        "data_sha256": digest(rows),
+        "options": options.model_dump(mode="json"),
+    }
+    main = accelerator.is_main_process
+    if run is not None and main:
+        versions = {p: version_of(p) for p in ("torch", "open_clip_torch", "peft", "accelerate")}
+        machine = {"python": platform.python_version(), **versions}
+        _write(run / "config.json", record | {"versions": machine})
+    experiment = Experiment(
+        rows, projector, options, cache=cache, dtype=dtype, accelerator=accelerator
+    )
+    left_out = experiment.held_out(run)
+    conditions = list(left_out.values())
     calibration = platt(
-        np.concatenate([part.labels for part in left_out.values()]),
-        np.concatenate([part.logits for part in left_out.values()]),
-        f"leave-group-out logits, {options.folds} folds, clean and equalised copies",
+        np.concatenate([part.labels for part in conditions]),
+        np.concatenate([part.logits for part in conditions]),
+        f"leave-group-out logits, {options.measured_folds or options.folds} of {options.folds} "
+        "folds, clean and equalised copies",
     )
 
     def scores(part: HeldOut) -> Array:
         return calibration.scores(torch.from_numpy(part.logits)).numpy()
 
     cuts = thresholds(
-        [(part.labels, scores(part)) for part in left_out.values()],
+        [(part.labels, scores(part)) for part in conditions],
         accused=options.accused,
         missed=options.missed,
     )
-    head = fit(rows, features, x, torch.ones(len(x), dtype=torch.bool), options)
-    network = NSNet(config, backbone.visual, space.basis)
-    network.head.load_state_dict(head.state_dict())
+    network = experiment.fit(
+        torch.ones(len(rows), dtype=torch.bool), run / "all" if run else None, progress=True
+    )
+    space = projector.null_space
     metadata = Metadata(
         format=1,
         name=name,
         version=version,
-        network=config,
-        backbone_sha256=backbone.sha256,
+        network=options.network,
+        backbone_sha256=experiment.backbone_sha256,
         projector=Projector(
             rank=space.rank, energy=space.energy, residual=space.residual,
-            source=", ".join(path.name for path in texts),
+            source=", ".join(projector.sources),
         ),
         calibration=calibration,
         thresholds=cuts,
         training=Training(
-            command=command,
-            revision=_revision(),
-            data_sha256=digest(rows),
+            **record,
             images={k: sum(r.label == v for r in rows) for k, v in (("real", REAL), ("ai", AI))},
             groups={
                 k: len({r.group for r in rows if r.label == v})
                 for k, v in (("real", REAL), ("ai", AI))
             },
-            options=options.model_dump(mode="json"),
         ),
         evaluation={
             "leave_group_out": {
                 condition: figures(rows, part, scores(part), cuts.ai_above)
-                for condition, part in zip(("clean", "equalised"), left_out.values(), strict=True)
+                for condition, part in left_out.items()
             }
         },
     )  # fmt: skip
-    save_checkpoint(out, network, metadata)
+    if main:
+        deltas = lora.deltas(network.visual) if options.lora else {}
+        save_checkpoint(out, network, metadata, deltas)
+        if run is not None:
+            _write(run / "metrics.json", metadata.evaluation)
     return metadata
 
 
@@ -239,29 +444,9 @@ def figures(rows: Sequence[Row], part: HeldOut, scores: Array, ai_above: float) 
     }
 
 
-def cached_features(
-    rows: Sequence[Row],
-    options: TrainOptions,
-    backbone: Backbone,
-    cache: Path,
-    *,
-    dtype: torch.dtype,
-    device: str,
-) -> Features:
-    """Compute the features, or read them back where nothing that decides them has changed."""
-    config = options.network
-    key = f"{digest(rows)}{backbone.sha256}{options.cut!r}{options.degraded}{dtype}"
-    path = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    depth = config.depth or len(backbone.visual.transformer.resblocks)
-    if path.exists() and (found := Features.load(path)).tokens.shape[1] >= depth:
-        return found
-    blocks = backbone.visual.transformer.resblocks
-    backbone.visual.transformer.resblocks = blocks[:depth]
-    features = extract(
-        rows, backbone, options.cut, degraded=options.degraded, dtype=dtype, device=device
-    )
-    features.save(path)
-    return features
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1))
 
 
 def _revision() -> str:

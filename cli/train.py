@@ -1,0 +1,143 @@
+"""`nsnet train` and `nsnet ablate`."""
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_Data = Annotated[
+    Path, typer.Argument(help="CSV with path, label, group[, split], or a benchmark's folder")
+]
+_Split = Annotated[str, typer.Option(help="rows to use, comma-separated: train, or train,val")]
+_Projector = Annotated[Path, typer.Option(help="null space, written by `nsnet projector`")]
+_Options = Annotated[Path | None, typer.Option(help="JSON of TrainOptions' fields that differ")]
+_Preset = Annotated[str, typer.Option(help="default or paper")]
+_Cache = Annotated[Path, typer.Option(help="folder for what the frozen tower computed")]
+_Dtype = Annotated[str, typer.Option(help="of the tower: auto, float32 or bfloat16")]
+_Cpu = Annotated[bool, typer.Option("--cpu", help="even where there is a GPU")]
+CACHE = Path("runs/cache")
+
+
+def _setup(dtype: str, *, cpu: bool) -> tuple[Any, "Accelerator"]:
+    """The tower's dtype and the accelerator: bfloat16 on CUDA and on CPUs that multiply it."""
+    try:
+        from accelerate import Accelerator
+    except ModuleNotFoundError as error:
+        from model.errors import ModelError
+
+        raise ModelError(f"{error.name} is not installed: pip install 'nsnet[train]'") from None
+    import torch
+
+    from model.detector import place
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )  # fmt: skip
+    gpu = torch.cuda.is_available() and not cpu
+    _, kind = place("cuda" if gpu else "cpu", dtype)
+    # On a GPU the weights stay float32 and autocast chooses; a CPU is faster with cast weights.
+    mixed = "bf16" if gpu and kind == torch.bfloat16 else "no"
+    return torch.float32 if gpu else kind, Accelerator(cpu=not gpu, mixed_precision=mixed)
+
+
+def _rows(data: Path, splits: str) -> Any:
+    from model.training.manifest import read_dataset
+
+    return [row for split in splits.split(",") for row in read_dataset(data, split)]
+
+
+def _options(file: Path | None, preset: str) -> Any:
+    from pydantic import ValidationError
+
+    from model.errors import ModelError
+    from model.training.pipeline import TrainOptions
+    from model.training.pipeline import preset as find
+
+    fields = find(preset).model_dump()
+    try:
+        fields |= json.loads(file.read_text()) if file else {}
+        return TrainOptions.model_validate(fields)
+    except (OSError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ModelError(f"{file}: {reason}") from None
+
+
+def train(
+    data: _Data,
+    projector: _Projector,
+    to: Annotated[Path, typer.Option(help="the checkpoint to write")],
+    split: _Split = "train",
+    options: _Options = None,
+    preset: _Preset = "default",
+    run: Annotated[
+        Path | None,
+        typer.Option(help="folder for losses, TensorBoard and the states a killed run resumes"),
+    ] = None,
+    name: Annotated[str, typer.Option()] = "nsnet-vit-b-16",
+    version: Annotated[str, typer.Option()] = "0.2.0",
+    cache: _Cache = CACHE,
+    dtype: _Dtype = "auto",
+    cpu: _Cpu = False,
+) -> None:
+    """Train, calibrate on left-out groups, write a checkpoint; many GPUs: `accelerate launch`."""
+    kind, accelerator = _setup(dtype, cpu=cpu)
+    from model.nullspace import read_projector
+    from model.training.pipeline import train as work
+
+    metadata = work(
+        _rows(data, split),
+        read_projector(projector),
+        _options(options, preset),
+        to,
+        name=name,
+        version=version,
+        command=shlex.join(["nsnet", *sys.argv[1:]]),
+        cache=cache,
+        run=run,
+        dtype=kind,
+        accelerator=accelerator,
+    )
+    if accelerator.is_main_process:
+        shown = {"thresholds", "calibration", "evaluation"}
+        Console().print_json(metadata.model_dump_json(include=shown))
+
+
+def ablate(
+    data: _Data,
+    texts: Annotated[list[Path], typer.Option(help="V: .npy features, or captions")],
+    to: Annotated[Path, typer.Option(help="folder for ablation.md and ablation.json")],
+    split: _Split = "train",
+    every: Annotated[int, typer.Option(help="take every N-th image", min=1)] = 1,
+    only: Annotated[str | None, typer.Option(help="sections, comma-separated")] = None,
+    options: _Options = None,
+    preset: _Preset = "default",
+    cache: _Cache = CACHE,
+    dtype: _Dtype = "auto",
+    cpu: _Cpu = False,
+) -> None:
+    """Compare design choices on left-out groups, in one table."""
+    kind, accelerator = _setup(dtype, cpu=cpu)
+    from model.training.ablation import ablate as work
+
+    table = work(
+        _rows(data, split)[::every],
+        texts,
+        _options(options, preset),
+        to,
+        only=only.split(",") if only else None,
+        command=shlex.join(["nsnet", *sys.argv[1:]]),
+        cache=cache,
+        dtype=kind,
+        accelerator=accelerator,
+    )
+    print(table)
