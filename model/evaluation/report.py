@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from model.checkpoint import Verdict
 from model.detector import Detector
 from model.evaluation.evaluate import Scored
 from model.evaluation.figures import PER_GROUP, consistency, generator_mean, overall, per_group
@@ -108,6 +109,9 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "columns are shares of verdicts.",
         _table(*overall_table(report)),
         *_skipped(report),
+        "## Verdicts",
+        "Shares of each class's images, in percent.",
+        _verdict_table(report["conditions"]),
     ]
     if report["consistency"]:
         parts += [
@@ -136,6 +140,17 @@ def _skipped(report: Mapping[str, Any]) -> list[str]:
         if count
     ]
     return [f"Skipped: {'; '.join(said)}."] if said else []
+
+
+def _verdict_table(conditions: Mapping[str, Any]) -> str:
+    columns = [(key, said, verdict.value) for key, said in (("real", "photographs"), ("ai", "AI"))
+               for verdict in Verdict]  # fmt: skip
+    cells = [
+        [name, *(_percent(found["overall"]["verdicts"][key][verdict])
+                 for key, _, verdict in columns)]
+        for name, found in conditions.items()
+    ]  # fmt: skip
+    return _table(["condition", *(f"{said}: {verdict}" for _, said, verdict in columns)], cells)
 
 
 def _consistency_table(found: Mapping[str, Any]) -> str:

@@ -85,7 +85,13 @@ def test_the_report_says_what_was_judged(rows: list[Row], detector: Detector) ->
     assert report["data"]["images"] == {"real": 10, "ai": 10}
     assert list(report["consistency"]) == ["jpeg60"]
     text = to_markdown(report)
-    for said in (detector.sha256, "nsnet evaluate x", "10 photographs of 1 groups", "| flux |"):
+    for said in (
+        detector.sha256,
+        "nsnet evaluate x",
+        "10 photographs of 1 groups",
+        "| flux |",
+        "photographs: ai_generated",
+    ):
         assert said in text
     header, cells = overall_table(report)
     assert [row[0] for row in cells] == ["clean", "jpeg60"]
