@@ -202,7 +202,7 @@ def hidden_states(visual: VisionTransformer, pixels: Tensor, blocks: Sequence[in
 def continue_tokens(
     visual: VisionTransformer, hidden: Tensor, done: int, blocks: Sequence[int]
 ) -> Tensor:
-    """`block_tokens`, from the hidden states after block `done`, which is before all of `blocks`."""
+    """`block_tokens`, from the hidden states after block `done`, before all of `blocks`."""
     found = []
     for number in range(done + 1, blocks[-1] + 1):
         hidden = visual.transformer.resblocks[number - 1](hidden)

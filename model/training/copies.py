@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from model.patches import PatchRule, select_patches
@@ -57,14 +57,17 @@ def copy_of(
     image: Image.Image, kind: int, rng: np.random.Generator, rule: PatchRule, how: Augmentation
 ) -> tuple[Image.Image, PatchRule]:
     """One copy of the kind, and how it is cut: a degraded copy gives one canvas."""
-    if kind == CLEAN:
-        return image, rule
     if kind == EQUALISED:
-        return equalise(image, rng), rule
-    copy = degrade(image, rng, min_side=rule.canvas_size, how=how)
-    # One patch cannot be of both extremes: toss for it.
-    share = float(rng.integers(2)) if rule.patches_per_canvas == 1 else rule.high_share
-    return copy, rule.model_copy(update={"canvases": 1, "high_share": share})
+        image = equalise(image, rng)
+    elif kind == DEGRADED:
+        image = degrade(image, rng, min_side=rule.canvas_size, how=how)
+        # One patch cannot be of both extremes: toss for it.
+        share = float(rng.integers(2)) if rule.patches_per_canvas == 1 else rule.high_share
+        rule = rule.model_copy(update={"canvases": 1, "high_share": share})
+    if how.whole:
+        side = rule.canvas_size
+        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+    return image, rule
 
 
 def canvases_of(

@@ -26,7 +26,7 @@ class LoraOptions(BaseModel):
 
     blocks: tuple[int, ...] = Field(min_length=1, description="blocks adapted, counted from 1")
     rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0.0, description="the adapter counts alpha / rank times")
+    alpha: int = Field(16, ge=1, description="the adapter counts alpha / rank times")
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     attention: bool = Field(True, description="q, k, v and the output projection")
     mlp: bool = Field(True, description="both layers")

@@ -145,6 +145,7 @@ class Experiment:
         cache: folder of computed features.
         dtype: of the tower's weights; adapters and head are float32.
         accelerator: device, precision and processes.
+        views: canvases of an image whose logits are averaged in scoring, the first ones; None: all.
 
     Raises:
         ModelError: a projector of another backbone or space, or no image can be read.
@@ -159,6 +160,7 @@ class Experiment:
         cache: Path,
         dtype: torch.dtype,
         accelerator: Accelerator,
+        views: int | None = None,
     ) -> None:
         config = options.network
         if (projector.backbone, projector.space) != (config.backbone, config.features):
@@ -168,6 +170,7 @@ class Experiment:
             )
         self.rows = rows
         self.options = options
+        self.views = views
         self.labels = torch.tensor([row.label for row in rows])
         self._basis = projector.null_space.basis
         self._dtype = dtype
@@ -186,7 +189,7 @@ class Experiment:
                 )  # fmt: skip
             tokens = self.features.tokens[:, [b - 1 for b in network.reads]]
             network = self._network()
-            self._x = torch.cat([network.decouple(part).half() for part in tokens.split(1024)])
+            self._x = torch.cat([network.decouple(part).half() for part in torch.split(tokens, 1024)])
 
     def _network(self) -> NSNet:
         """A new network on a freshly loaded tower."""
@@ -251,7 +254,7 @@ class Experiment:
         with torch.inference_mode():
             parts = [
                 trainee.features(source.read(part, step).to(self._accelerator.device))
-                for step, part in enumerate(members.split(_BATCH))
+                for step, part in enumerate(torch.split(members, _BATCH))
             ]
         standardise(trainee.network.head, torch.cat(parts).cpu())
 
@@ -271,7 +274,7 @@ class Experiment:
             with torch.inference_mode():
                 logits = torch.cat([
                     trainee(samples[part].float().to(device))[0].float().cpu()
-                    for part in members.split(_BATCH if adapted else 1024)
+                    for part in torch.split(members, _BATCH if adapted else 1024)
                 ])  # fmt: skip
             row, kind = row[members], kind[members]
         return {
@@ -297,6 +300,12 @@ class Experiment:
         return row, kind, torch.cat(logits)
 
     def _per_image(self, row: Tensor, logits: Tensor) -> HeldOut:
+        if self.views is not None:
+            # An image's canvases follow one another, the highest entropy first.
+            first = torch.cat([row.new_tensor([True], dtype=torch.bool), row[1:] != row[:-1]])
+            start = torch.where(first, torch.arange(len(row)), 0).cummax(0).values
+            kept = torch.arange(len(row)) - start < self.views
+            row, logits = row[kept], logits[kept]
         unique, inverse = torch.unique(row, return_inverse=True)
         total = torch.zeros(len(unique)).index_add_(0, inverse, logits)
         mean = total / inverse.bincount()

@@ -184,7 +184,7 @@ def fit(
     wrapped, prepared = accelerator.prepare(model, optimiser)
     writer = None
     if run is not None and accelerator.is_main_process:
-        writer = SummaryWriter(run, purge_step=len(losses))  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(run, purge_step=len(losses))
     contrast = SupConLoss(temperature=options.temperature)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
 
@@ -216,13 +216,13 @@ def fit(
             for name, p in trained.items():
                 average[name].lerp_(p.detach().to(average[name]), 1 - decay)
         if writer is not None:
-            writer.add_scalar("loss", value, step)  # type: ignore[no-untyped-call]
-            writer.add_scalar("learning_rate", rates[0] * factor(step), step)  # type: ignore[no-untyped-call]
+            writer.add_scalar("loss", value, step)
+            writer.add_scalar("learning_rate", rates[0] * factor(step), step)
         last = step + 1 == options.steps
         if accelerator.is_main_process and (last or (step + 1) % save_every == 0):
             state.save(losses, trained, average, optimiser)
     if writer is not None:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(average[name])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model.training.head import HeadOptions
 from PIL import Image
 
 from model import backbone
@@ -14,7 +15,6 @@ from model.checkpoint import read_checkpoint
 from model.detector import Detector
 from model.errors import ModelError
 from model.nsnet import NSNetConfig
-from model.training.head import HeadOptions
 from model.training.manifest import read_manifest
 from model.training.pipeline import TrainOptions, train
 from tests.conftest import RULE, TINY
