@@ -67,9 +67,12 @@ def _options(file: Path | None, preset: str) -> Any:
     try:
         fields |= json.loads(file.read_text()) if file else {}
         return TrainOptions.model_validate(fields)
-    except (OSError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ModelError(f"{file}: {reason}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{file}: {where + ': ' if where else ''}{first['msg']}") from None
+    except (OSError, ValueError, TypeError) as error:  # TypeError: JSON, but no object
+        raise ModelError(f"{file}: {error}") from None
 
 
 def train(

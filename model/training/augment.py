@@ -14,6 +14,7 @@ Rng = np.random.Generator
 
 EQUALISED_MIN_SIDE = 240
 EQUALISED_MAX_SIDE = 1024
+EQUALISED_CUT = 15
 _RESAMPLINGS = (
     Image.Resampling.BILINEAR,
     Image.Resampling.BICUBIC,
@@ -63,7 +64,7 @@ def equalise(image: Image.Image, rng: Rng) -> Image.Image:
     scale = max(scale, EQUALISED_MIN_SIDE / min(width, height))
     scale = min(scale, EQUALISED_MAX_SIDE / max(width, height))
     image = resize(image, scale, Image.Resampling.LANCZOS)
-    left, top = (int(v) for v in rng.integers(0, 16, 2))
+    left, top = (int(v) for v in rng.integers(0, EQUALISED_CUT + 1, 2))
     image = image.crop((left, top, image.width, image.height))
     return recompress(image, "JPEG", 75)
 

@@ -11,9 +11,16 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from model.errors import ImageTooSmallError, ModelError
 from model.patches import PatchRule, select_patches
 from model.pixels import to_rgb
-from model.training.augment import Augmentation, degrade, equalise
+from model.training.augment import (
+    EQUALISED_CUT,
+    EQUALISED_MAX_SIDE,
+    Augmentation,
+    degrade,
+    equalise,
+)
 from model.training.manifest import Row
 
 log = logging.getLogger(__name__)
@@ -110,13 +117,42 @@ def ahead(
                 futures.append(pool.submit(guarded, index + window))
 
 
+def usable(rows: Sequence[Row], rule: PatchRule, how: Augmentation) -> Tensor:
+    """Find the images that every copy can be cut from, by decoding each in full once.
+
+    Training that draws copies anew would otherwise meet a damaged image hours after its start.
+
+    Returns:
+        bool [rows].
+
+    Raises:
+        ModelError: no image can be used.
+    """
+
+    def work(_: int, row: Row) -> list[Canvas]:
+        width, height = read_image(row).size
+        # Of all copies only an equalised one may be smaller than the image and than a canvas: that
+        # of a very long image, whose long side it limits.
+        short = min(width, height) * EQUALISED_MAX_SIDE // max(width, height) - EQUALISED_CUT
+        if min(width, height, *([] if how.whole else [short])) < rule.min_side:
+            raise ImageTooSmallError(width, height, rule.min_side)
+        return []
+
+    found = torch.tensor([canvases is not None for canvases in ahead(rows, work)])
+    if not found.all():
+        log.warning("%d of %d images were unreadable or too small", int((~found).sum()), len(rows))
+    if not found.any():
+        raise ModelError("no image could be read")
+    return found
+
+
 class CanvasSource:
     """Samples drawn from images anew at every step, as `trainer.Source` reads them.
 
     A sample is one canvas of a fresh copy. What a step draws depends on its number alone.
 
     Args:
-        rows: the images; sample i is of image i.
+        rows: the images, all `usable`; sample i is of image i.
         rule: how copies are cut.
         kinds: copies to draw from, e.g. (CLEAN, EQUALISED, DEGRADED, DEGRADED).
         how: the degraded copies' distribution.

@@ -86,7 +86,7 @@ def tower_features(
     stem = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     path, hidden_path = stem.with_suffix(".safetensors"), stem.with_suffix(".hidden")
     visual = backbone.visual
-    if not path.exists():
+    if not path.exists() or (frozen is not None and not hidden_path.exists()):
         cache.mkdir(parents=True, exist_ok=True)
         visual.to(device=device, dtype=dtype)
         with contextlib.ExitStack() as stack:
@@ -102,7 +102,10 @@ def tower_features(
                 return tokens.half().cpu()
 
             found = _extract(rows, run, lambda i, row: canvases_of(i, row, rule, kinds, how))
-        save_file(found, path)
+        # Written last and at once: where this file is, all is there.
+        part = path.with_suffix(".part")
+        save_file(found, part)
+        part.replace(path)
     found = load_file(path)
     hidden = None
     if frozen is not None:

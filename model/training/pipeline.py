@@ -1,5 +1,6 @@
 """From images and a projector to a calibrated checkpoint."""
 
+import hashlib
 import json
 import logging
 import platform
@@ -28,7 +29,15 @@ from model.patches import PatchRule
 from model.training import lora
 from model.training.augment import Augmentation
 from model.training.calibrate import platt, thresholds
-from model.training.copies import CLEAN, DEGRADED, EQUALISED, CanvasSource, ahead, canvases_of
+from model.training.copies import (
+    CLEAN,
+    DEGRADED,
+    EQUALISED,
+    CanvasSource,
+    ahead,
+    canvases_of,
+    usable,
+)
 from model.training.features import Features, tower_features
 from model.training.lora import LoraOptions
 from model.training.manifest import AI, REAL, Row, digest, folds
@@ -93,6 +102,10 @@ class TrainOptions(BaseModel):
             frozen = min(self.lora.blocks) - 1
             if frozen < 1 or frozen >= (self.network.blocks or (10**6,))[0]:
                 raise ValueError("cached training needs a frozen block below all that are read")
+        if self.lora is not None and max(self.lora.blocks) > (self.network.depth or 10**6):
+            raise ValueError("adapters past the last block that is read would never be trained")
+        if self.cut.canvas_size != self.network.patches.canvas_size:
+            raise ValueError("training copies are cut for another input size than the network's")
         return self
 
     @property
@@ -179,7 +192,9 @@ class Experiment:
         self.features: Features | None = None
         network = self._network()
         self.backbone_sha256 = self._tower.sha256
-        if not options.live:
+        if options.live:
+            self._usable = usable(rows, options.cut, options.augmentation)
+        else:
             # One process computes, the others read what it wrote.
             with accelerator.main_process_first():
                 self.features = tower_features(
@@ -187,9 +202,12 @@ class Experiment:
                     depth=network.reads[-1], frozen=self._frozen or None, dtype=dtype,
                     device=str(accelerator.device),
                 )  # fmt: skip
+            self._usable = torch.zeros(len(rows), dtype=torch.bool)
+            self._usable[self.features.row] = True
             tokens = self.features.tokens[:, [b - 1 for b in network.reads]]
             network = self._network()
-            self._x = torch.cat([network.decouple(part).half() for part in torch.split(tokens, 1024)])
+            parts = torch.split(tokens, 1024)
+            self._x = torch.cat([network.decouple(part).half() for part in parts])
 
     def _network(self) -> NSNet:
         """A new network on a freshly loaded tower."""
@@ -210,6 +228,7 @@ class Experiment:
             ModelError: the loss is not finite, or `run` is another run's.
         """
         options, network = self.options, self._network()
+        included = included & self._usable
         common: dict[str, Any] = {"accelerator": self._accelerator}
         if self.features is not None:
             members = included[self.features.row].nonzero().squeeze(1)
@@ -222,6 +241,8 @@ class Experiment:
                     run=run / "head" if run else None,
                     progress="head" if progress else None)  # fmt: skip
         if options.lora is not None:
+            # The adapters' start does not depend on whether the head was fitted or read back.
+            torch.manual_seed(options.lora_fit.seed)
             lora.attach(network.visual.to(self._dtype), options.lora)
             if self.features is not None:
                 assert self.features.hidden is not None  # noqa: S101  (narrows the type)
@@ -237,6 +258,7 @@ class Experiment:
             fit(trainee, source, labels, weights, options.lora_fit, **common, save_every=20,
                 run=run / "lora" if run else None,
                 progress="lora" if progress else None)  # fmt: skip
+        self._accelerator.free_memory()  # it would keep every fold's network
         return network.eval()
 
     def _drawn(self, rows: Tensor, kinds: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -283,7 +305,7 @@ class Experiment:
         }
 
     def _score_live(self, network: NSNet, included: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        chosen = included.nonzero().squeeze(1).tolist()
+        chosen = (included & self._usable).nonzero().squeeze(1).tolist()
         rows = [self.rows[index] for index in chosen]
         network.eval().to(self._accelerator.device)
         places, logits = [], []
@@ -316,13 +338,25 @@ class Experiment:
 
         Args:
             run: folder of the folds' resumable states.
+
+        Raises:
+            ModelError: too few groups for the folds, or as `fit`.
         """
-        fold = torch.tensor(folds(self.rows, self.options.folds))
+        count = self.options.folds
+        fold = torch.tensor(folds(self.rows, count))
+        measured = range(min(self.options.measured_folds or count, count))
+        for index in measured:
+            for part in (fold == index, fold != index):
+                if len(self.labels[part & self._usable].unique()) < 2:
+                    raise ModelError(
+                        f"{count} folds need both classes inside and outside of each: at least "
+                        f"{count} groups of each class, or fewer folds"
+                    )
         found: list[dict[str, HeldOut]] = []
-        for index in range(self.options.measured_folds or self.options.folds):
+        for index in measured:
             network = self.fit(fold != index, run / f"fold-{index}" if run else None)
             found.append(self.score(network, fold == index))
-            log.info("fold %d of %d: AUC %s", index + 1, self.options.folds,
+            log.info("fold %d of %d: AUC %s", index + 1, count,
                      ", ".join(f"{auc(h.labels, h.logits):.3f} {name}"
                                for name, h in found[-1].items()))  # fmt: skip
         return {
@@ -376,9 +410,9 @@ def train(
     }
     main = accelerator.is_main_process
     if run is not None and main:
-        versions = {p: version_of(p) for p in ("torch", "open_clip_torch", "peft", "accelerate")}
-        machine = {"python": platform.python_version(), **versions}
-        _write(run / "config.json", record | {"versions": machine})
+        basis = projector.null_space.basis.contiguous().numpy().tobytes()
+        _claim(run, record | {"projector_sha256": hashlib.sha256(basis).hexdigest(),
+                              "dtype": str(dtype)})  # fmt: skip
     experiment = Experiment(
         rows, projector, options, cache=cache, dtype=dtype, accelerator=accelerator
     )
@@ -451,6 +485,20 @@ def figures(rows: Sequence[Row], part: HeldOut, scores: Array, ai_above: float) 
         "real_called_ai": round(float((scores[labels == REAL] >= ai_above).mean()), 4),
         "ai_called_ai": round(float((scores[labels == AI] >= ai_above).mean()), 4),
     }
+
+
+def _claim(run: Path, config: dict[str, Any]) -> None:
+    """Write down what the run is, unless the folder is another one's.
+
+    The states know the options and labels that they were fitted with, not the features.
+    """
+    path = run / "config.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for key in ("data_sha256", "projector_sha256", "options", "dtype"):
+        if found.get(key, config[key]) != config[key]:
+            raise ModelError(f"{run} holds a run of other {key}; choose another folder")
+    versions = {p: version_of(p) for p in ("torch", "open_clip_torch", "peft", "accelerate")}
+    _write(path, config | {"versions": {"python": platform.python_version(), **versions}})
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

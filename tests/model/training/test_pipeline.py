@@ -1,114 +1,290 @@
 """The whole of training on a tiny tower: images on disk -> checkpoint -> detector."""
 
-import csv
+import json
 import logging
+import multiprocessing
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from model.training.head import HeadOptions
+from accelerate import Accelerator
 from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file
 
-from model import backbone
-from model.checkpoint import read_checkpoint
+from model.backbone import Backbone, _build_clip, random_backbone
+from model.checkpoint import Calibration, read_checkpoint
 from model.detector import Detector
 from model.errors import ModelError
 from model.nsnet import NSNetConfig
+from model.nullspace import StoredProjector, null_space
+from model.training import pipeline, trainer
+from model.training.lora import LoraOptions
 from model.training.manifest import read_manifest
-from model.training.pipeline import TrainOptions, train
+from model.training.pipeline import Experiment, TrainOptions, preset, train
+from model.training.trainer import FitOptions
 from tests.conftest import RULE, TINY
+from tests.model.training.toy import toy_images
 
-SIZE = 130
-
-
-@pytest.fixture
-def cached_tower(tiny_tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = tmp_path / "towers"
-    cache.mkdir()
-    (cache / f"{TINY}.safetensors").write_bytes(tiny_tower.read_bytes())
-    monkeypatch.setattr(backbone, "default_cache_dir", lambda: cache)
-
-
-def images(folder: Path) -> Path:
-    """'AI' images carry stripes, photographs do not; 4 groups of each."""
-    rng = np.random.default_rng(0)
-    board = 100 * ((np.arange(SIZE) // 8) % 2)[None, :, None]
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "label", "group", "split"])
-        for index in range(48):
-            label = ("real", "ai")[index % 2]
-            noise = rng.integers(0, 60, (SIZE, SIZE, 3)) + rng.integers(20, 90)
-            pixels = noise + (board if label == "ai" else 0)
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
-            table.writerow([f"{index}.png", label, f"{label}{index // 2 % 4}", "train"])
-    return folder / "manifest.csv"
+HEAD = FitOptions(steps=60, batch_size=32, learning_rate=1e-2, dropout=0.1, ema=0.9)
+TUNE = FitOptions(steps=25, batch_size=16, learning_rate=3e-3, lora_learning_rate=3e-3, ema=0.5)
+JOINT = NSNetConfig(backbone=TINY, features="joint", hidden=8, patches=RULE)
+BLOCKS = JOINT.model_copy(update={"features": "blocks", "blocks": (3,)})
+BASE: dict[str, Any] = {"cut": RULE, "degraded": 1, "folds": 2}
+WAYS = {
+    "frozen": TrainOptions(network=BLOCKS, head=HEAD, **BASE),
+    "lora": TrainOptions(
+        network=BLOCKS, head=HEAD, lora=LoraOptions(blocks=(2, 3), rank=2), lora_fit=TUNE, **BASE
+    ),
+    "live": TrainOptions(
+        network=JOINT, head=None, live=True, lora=LoraOptions(blocks=(1, 2, 3), rank=2),
+        lora_fit=TUNE, **BASE,
+    ),
+}  # fmt: skip
 
 
-@pytest.fixture
-def options(config: NSNetConfig) -> TrainOptions:
-    head = HeadOptions(epochs=20, batch_size=32, dropout=0.1)
-    network = config.model_copy(update={"patches": RULE})
-    return TrainOptions(network=network, cut=RULE, head=head, rank=4, degraded=1, folds=2)
+@pytest.fixture(autouse=True)
+def tower(tiny_tower: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of towers holds TINY."""
+    monkeypatch.setattr("model.backbone.cached_path", lambda *_: tiny_tower)
+    return tiny_tower
 
 
-def run(
-    manifest: Path, tmp_path: Path, options: TrainOptions, dtype: torch.dtype = torch.float32
-) -> Path:
-    np.save(tmp_path / "texts.npy", np.random.default_rng(1).normal(size=(30, 24)))
-    out = tmp_path / "out" / "checkpoint.safetensors"
-    train(
-        read_manifest(manifest, "train"), [tmp_path / "texts.npy"], options, out,
-        name="tiny", version="0.0.1", command="a test", cache=tmp_path / "cache", dtype=dtype,
-    )  # fmt: skip
+def projector(network: NSNetConfig, seed: int = 1) -> StoredProjector:
+    width = {"joint": 24, "blocks": 32}[network.features]
+    texts = torch.randn(60, width, generator=torch.Generator().manual_seed(seed))
+    return StoredProjector(null_space(texts, rank=4), network.features, TINY, ("toy",))
+
+
+def run(folder: Path, options: TrainOptions, name: str = "a", **changes: Any) -> Path:
+    out = folder / name / "checkpoint.safetensors"
+    arguments = {"cache": folder / "cache", "run": folder / name, "command": "a test"} | changes
+    arguments.setdefault("projector", projector(options.network))
+    rows = read_manifest(folder / "manifest.csv", "train")
+    train(rows, arguments.pop("projector"), options, out, name="tiny", version="0.0.1", **arguments)
     return out
 
 
-def test_a_checkpoint_is_trained_calibrated_and_detects(
-    cached_tower: None, tmp_path: Path, options: TrainOptions, caplog: pytest.LogCaptureFixture
-) -> None:
-    manifest = images(tmp_path)
-    (tmp_path / "7.png").write_bytes(b"not an image")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_checkpoint_is_trained_recorded_and_detects(
+    way: str, tmp_path: Path, tower: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    toy_images(tmp_path)
+    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:900])  # found in decoding
+    trained = []
+    fit = Experiment.fit
+    monkeypatch.setattr(
+        Experiment, "fit", lambda *a, **k: trained.append(fit(*a, **k)) or trained[-1]
+    )
+    options = WAYS[way]
     with caplog.at_level(logging.WARNING):
-        out = run(manifest, tmp_path, options)
-    assert "1 of 48 images" in caplog.text
+        out = run(tmp_path, options)
+    assert "1 of 48 images were unreadable" in caplog.text
+
     metadata = read_checkpoint(out).metadata
     held_out = metadata.evaluation["leave_group_out"]
     assert held_out["clean"]["auc"] > 0.9
     assert held_out["clean"]["images"] == {"real": 24, "ai": 23}
     assert held_out["equalised"]["real_called_ai"] <= 0.05
     assert metadata.projector.rank == 4
-    assert metadata.training.images == {"real": 24, "ai": 24}
+    assert metadata.projector.source == "toy"
 
-    tower = tmp_path / "towers" / f"{TINY}.safetensors"
-    detector = Detector.load(out, backbone=tower, device="cpu")
-    real, fake = (np.asarray(Image.open(tmp_path / f"{i}.png")) for i in (0, 1))
-    scores = [d.score for d in detector.detect([real, fake])]
-    assert scores[0] < 0.5 < scores[1]
+    detector = Detector.load(out, backbone=tower, device="cpu", dtype="float32")
+    pixels = [np.asarray(Image.open(tmp_path / f"{i}.png")) for i in range(4)]
+    scores = [d.score for d in detector.detect(pixels)]
+    assert max(scores[0], scores[2]) < 0.5 < min(scores[1], scores[3])
+
+    # What was trained, adapters and all, is what the checkpoint gives on a plain tower.
+    prepared = [detector.prepare(p) for p in pixels]
+    with torch.inference_mode():
+        logits = trained[-1](torch.cat([p.canvases for p in prepared]), [2] * 4)
+    assert torch.allclose(detector.logits(prepared).float(), logits, atol=1e-3)
+    adapters = [name for name in load_file(out) if name.startswith("lora.")]
+    assert len(adapters) == (8 * len(options.lora.blocks) if options.lora else 0)
+    if options.lora:
+        assert any(load_file(out)[name].abs().max() > 0 for name in adapters if "up" in name)
+
+    config = json.loads((out.parent / "config.json").read_text())
+    assert config["options"] == options.model_dump(mode="json")
+    assert config["data_sha256"] == metadata.training.data_sha256
+    assert config["revision"] == metadata.training.revision
+    assert torch.__version__.startswith(config["versions"]["torch"])
+    assert json.loads((out.parent / "metrics.json").read_text()) == metadata.evaluation
+    stages = {"frozen": {"head"}, "lora": {"head", "lora"}, "live": {"lora"}}[way]
+    for part in ("fold-0", "fold-1", "all"):
+        assert {p.name for p in (out.parent / part).iterdir()} == stages
+        for stage in stages:
+            folder = out.parent / part / stage
+            assert len(json.loads((folder / "losses.json").read_text())) in (60, 25)
+            assert list(folder.glob("events.out.tfevents.*"))
 
 
-def test_the_same_command_gives_the_same_weights_and_reuses_its_features(
-    cached_tower: None, tmp_path: Path, options: TrainOptions
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_command_gives_the_same_weights(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = images(tmp_path)
-    first = read_checkpoint(run(manifest, tmp_path, options))
-    cached = list((tmp_path / "cache").iterdir())
-    for image in tmp_path.glob("*.png"):
-        image.unlink()  # the second run can only read the cache
-    second = read_checkpoint(run(manifest, tmp_path, options))
-    assert list((tmp_path / "cache").iterdir()) == cached
-    assert first.sha256 == second.sha256
+    toy_images(tmp_path, 24)
+    short = WAYS[way].model_copy(update={"lora_fit": TUNE.model_copy(update={"steps": 3})})
+    first = run(tmp_path, short, "a")
+    if way != "live":  # the second run can only read the cache
+        for image in tmp_path.glob("*.png"):
+            image.unlink()
+    torch.rand(7)  # whatever else drew from the global generator
+    second = run(tmp_path, short, "b")
+    assert first.read_bytes() == second.read_bytes()
+    assert (tmp_path / "cache").exists() == (way != "live")
 
 
-def test_features_may_be_computed_in_bfloat16(
-    cached_tower: None, tmp_path: Path, options: TrainOptions
+def test_a_run_killed_among_its_adapters_ends_at_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = run(images(tmp_path), tmp_path, options, torch.bfloat16)
+    toy_images(tmp_path, 24)
+    whole = run(tmp_path, WAYS["lora"], "whole")
+
+    def killed(at: int) -> None:
+        """In the last fit, at a step of its LoRA phase."""
+        torch.set_num_threads(1)
+        seed = trainer._seed
+
+        def deadly(options: FitOptions, step: int) -> int:
+            last = (tmp_path / "killed/all/head/state.pt").exists()
+            if last and options.steps == TUNE.steps and step == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return seed(options, step)
+
+        monkeypatch.setattr(trainer, "_seed", deadly)
+        run(tmp_path, WAYS["lora"], "killed")
+
+    # Before the first state was saved, the adapters start anew; after it they go on.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a forked child has none of its parent's threads
+    try:
+        for at in (3, 22):
+            process = multiprocessing.get_context("fork").Process(target=killed, args=(at,))
+            process.start()
+            process.join(60)
+            assert process.exitcode == -signal.SIGKILL
+    finally:
+        torch.set_num_threads(threads)
+    assert len(json.loads((tmp_path / "killed/all/lora/losses.json").read_text())) == 20
+    resumed = load_file(run(tmp_path, WAYS["lora"], "killed"))
+    for name, tensor in load_file(whole).items():
+        assert torch.allclose(resumed[name], tensor, atol=1e-5), name
+
+
+def test_a_run_folder_is_not_shared_by_other_projectors(tmp_path: Path) -> None:
+    toy_images(tmp_path, 24)
+    run(tmp_path, WAYS["frozen"])
+    with pytest.raises(ModelError, match="holds a run of other projector_sha256"):
+        run(tmp_path, WAYS["frozen"], projector=projector(BLOCKS, seed=2))
+
+
+def test_only_the_first_folds_are_measured(tmp_path: Path) -> None:
+    toy_images(tmp_path)
+    options = WAYS["frozen"].model_copy(update={"folds": 4, "measured_folds": 1})
+    metadata = read_checkpoint(run(tmp_path, options)).metadata
+    held_out = metadata.evaluation["leave_group_out"]["clean"]
+    assert held_out["images"] == {"real": 6, "ai": 6}
+    assert "1 of 4 folds" in metadata.calibration.fitted_on
+    assert {p.name for p in (tmp_path / "a").glob("*/")} == {"fold-0", "all"}
+
+
+def test_more_folds_than_groups_are_refused(tmp_path: Path) -> None:
+    toy_images(tmp_path, 24)
+    with pytest.raises(ModelError, match="at least 5 groups"):
+        run(tmp_path, WAYS["frozen"].model_copy(update={"folds": 5}))
+
+
+@pytest.mark.parametrize(
+    "change", [{"space": "joint"}, {"backbone": "ViT-B-16"}], ids=["space", "backbone"]
+)
+def test_a_projector_of_another_space_or_tower_is_refused(
+    change: dict[str, str], tmp_path: Path
+) -> None:
+    toy_images(tmp_path, 8)
+    right = projector(BLOCKS)
+    wrong = StoredProjector(**{k: getattr(right, k) for k in right.__slots__} | change)
+    with pytest.raises(ModelError, match=f"the projector is of .* needs {TINY}, blocks"):
+        run(tmp_path, WAYS["frozen"], projector=wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["frozen", "lora"])
+def test_the_tower_may_be_of_half_precision(
+    way: str, dtype: torch.dtype, tmp_path: Path, tower: Path
+) -> None:
+    toy_images(tmp_path, 24)
+    out = run(tmp_path, WAYS[way], dtype=dtype)
     assert read_checkpoint(out).metadata.evaluation["leave_group_out"]["clean"]["auc"] > 0.8
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(out).values())
 
 
-def test_one_class_is_refused_before_any_work(cached_tower: None, tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("path,label,group\na.png,ai,g\n")
-    with pytest.raises(ModelError, match="both classes"):
-        read_manifest(tmp_path / "m.csv")
+def test_no_network_of_a_finished_fold_is_kept(tmp_path: Path) -> None:
+    toy_images(tmp_path, 24)
+    accelerator = Accelerator(cpu=True)
+    run(tmp_path, WAYS["frozen"], accelerator=accelerator)
+    assert accelerator._models == []
+
+
+@pytest.mark.parametrize(
+    ("way", "change", "message"),
+    [
+        ("frozen", {"head": None}, "a frozen tower is trained from cached features"),
+        ("frozen", {"live": True}, "a frozen tower is trained from cached features"),
+        ("live", {"head": {}}, "no cached features to fit a head to"),
+        ("lora", {"lora": {"blocks": [1, 3]}}, "a frozen block below"),
+        ("lora", {"lora": {"blocks": [4]}}, "a frozen block below"),
+        ("lora", {"lora": {"blocks": [3, 4]}}, "would never be trained"),
+        ("frozen", {"cut": {}}, "another input size"),
+        ("frozen", {"epochs": 3}, "Extra inputs"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    way: str, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainOptions.model_validate(WAYS[way].model_dump() | change)
+
+
+def test_presets_are_by_name() -> None:
+    assert preset("default").lora is None
+    with pytest.raises(ModelError, match="there are paper, default"):
+        preset("best")
+
+
+def test_the_papers_configuration_runs_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On random weights of ViT-L/14: that its sizes, blocks and mosaics fit, not that it learns."""
+    tower = random_backbone("ViT-L-14-quickgelu", seed=0)
+    weights = tower.visual.to(torch.bfloat16).state_dict()
+
+    def load(name: str, **_: Any) -> Backbone:
+        visual = _build_clip(name).visual
+        visual.load_state_dict(weights, assign=True)
+        return Backbone(name, visual.eval().requires_grad_(False), tower.sha256)
+
+    monkeypatch.setattr(pipeline, "load_backbone", load)
+    monkeypatch.setattr("model.detector.load_backbone", load)
+    toy_images(tmp_path, 12, size=160)
+    paper = preset("paper")
+    fit = paper.lora_fit.model_copy(update={"steps": 2, "batch_size": 4})
+    options = paper.model_copy(update={"lora_fit": fit, "folds": 2})
+    texts = torch.randn(900, 768, generator=torch.Generator().manual_seed(0))
+    space = StoredProjector(null_space(texts, rank=64), "joint", tower.name, ("random",))
+    # Two steps tell nothing apart, which calibration refuses.
+    chance = Calibration(slope=1, intercept=0, fitted_on="chance")
+    monkeypatch.setattr(pipeline, "platt", lambda *_: chance)
+    out = run(tmp_path, options, projector=space, dtype=torch.bfloat16)
+    tensors = load_file(out)
+    assert len([name for name in tensors if name.startswith("lora.")]) == 24 * 4 * 2
+    assert len(json.loads((tmp_path / "a/all/lora/losses.json").read_text())) == 2
+    detector = Detector.load(out, device="cpu", dtype="bfloat16")
+    prepared = [detector.prepare(np.asarray(Image.open(tmp_path / "0.png")))]
+    assert prepared[0].canvases.shape == (1, 3, 224, 224)
+    assert np.isfinite(detector.predict(prepared)[0].score)

@@ -1,0 +1,99 @@
+"""What the frozen tower computed is kept whole, or computed again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.backbone import Backbone, load_backbone
+from model.nsnet import block_tokens, continue_tokens, normalise
+from model.training import features
+from model.training.augment import Augmentation
+from model.training.copies import CLEAN, DEGRADED, EQUALISED, canvases_of
+from model.training.features import Features, tower_features
+from model.training.manifest import AI, Row
+from tests.conftest import RULE, TINY
+from tests.images import photo
+
+KINDS = (CLEAN, EQUALISED, DEGRADED)
+
+
+@pytest.fixture
+def tower(tiny_tower: Path) -> Backbone:
+    return load_backbone(TINY, path=tiny_tower)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[Row]:
+    for seed in range(5):
+        photo(150, 130, seed).save(tmp_path / f"{seed}.png")
+    return [Row(tmp_path / f"{seed}.png", AI, "g", "r") for seed in range(5)]
+
+
+def computed(rows: list[Row], tower: Backbone, cache: Path, **changes: Any) -> Features:
+    options = {"depth": 3, "frozen": 1} | changes
+    return tower_features(rows, tower, RULE, KINDS, Augmentation(), cache, **options)
+
+
+@torch.no_grad()
+def test_hidden_states_go_on_to_what_the_whole_tower_gives(
+    rows: list[Row], tower: Backbone, tmp_path: Path
+) -> None:
+    found = computed(rows, tower, tmp_path / "cache")
+    canvases = [c for i, row in enumerate(rows)
+                for c in canvases_of(i, row, RULE, KINDS, Augmentation())]  # fmt: skip
+    assert found.row.tolist() == [c.row for c in canvases]
+    assert found.kind.tolist() == [c.kind for c in canvases]
+    pixels = normalise(torch.stack([c.pixels for c in canvases]))
+    whole = block_tokens(tower.visual, pixels, (1, 2, 3))
+    assert torch.allclose(found.tokens.float(), whole, atol=5e-3)
+    assert found.hidden is not None
+    assert found.hidden.dtype == torch.float16
+    continued = continue_tokens(tower.visual, found.hidden.float(), 1, (2, 3))
+    assert torch.allclose(continued, whole[:, 1:], atol=5e-3)
+
+
+def test_an_extraction_that_was_killed_starts_again(
+    rows: list[Row], tower: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    whole = computed(rows, tower, tmp_path / "whole")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            computed(rows, tower, cache)
+    [left] = cache.iterdir()
+    assert left.suffix == ".hidden"
+    left.write_bytes(left.read_bytes()[:1000])
+    again = computed(rows, tower, cache)
+    assert again.hidden is not None
+    assert whole.hidden is not None
+    assert torch.equal(again.tokens, whole.tokens)
+    assert torch.equal(again.hidden, whole.hidden)
+    assert {path.suffix for path in cache.iterdir()} == {".hidden", ".safetensors"}
+
+
+def test_hidden_states_that_were_deleted_are_computed_again(
+    rows: list[Row], tower: Backbone, tmp_path: Path
+) -> None:
+    first = computed(rows, tower, tmp_path / "cache")
+    assert first.hidden is not None
+    kept = first.hidden.clone()
+    next((tmp_path / "cache").glob("*.hidden")).unlink()
+    again = computed(rows, tower, tmp_path / "cache")
+    assert again.hidden is not None
+    assert torch.equal(again.hidden, kept)
+
+
+def test_what_decides_the_features_decides_the_file(
+    rows: list[Row], tower: Backbone, tmp_path: Path
+) -> None:
+    for changes in ({}, {"frozen": None}, {"frozen": 2}, {"depth": 2}, {"dtype": torch.bfloat16}):
+        computed(rows, tower, tmp_path / "cache", **changes)
+    computed(rows[:4], tower, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 6
