@@ -13,6 +13,10 @@ from model.backbone import DEFAULT_BACKBONE, fetch
 from tests.images import jpeg
 
 ROOT = Path(__file__).parent.parent.parent
+COMMANDS = (
+    "serve", "settings", "detect", "backbone", "caption", "projector", "train", "calibrate",
+    "evaluate", "ablate", "export",
+)  # fmt: skip
 
 
 def nsnet(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +30,7 @@ def nsnet(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 def test_help_names_every_command() -> None:
     done = nsnet("--help")
     assert done.returncode == 0
-    for command in ("serve", "detect", "backbone", "settings", "train"):
+    for command in COMMANDS:
         assert command in done.stdout
 
 
@@ -45,7 +49,7 @@ def test_settings_shows_values_and_hides_keys() -> None:
         (["detect", "LICENSE"], {"NSNET_BACKBONE": "/none"}, "cannot be read"),
         (["backbone", "verify", "--path", "LICENSE"], {}, "not a safetensors"),
         (["backbone", "fetch", "ViT-nonsense"], {"PIP_NO_INDEX": "1"}, "no weights for"),
-        (["train", "none.csv", "--texts", "x", "--to", "y"], {}, "no manifest"),
+        (["train", "none.csv", "--projector", "x", "--to", "y"], {}, "no manifest"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_failure(

@@ -51,6 +51,8 @@ WAYS = {
 def tower(tiny_tower: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache of towers holds TINY."""
     monkeypatch.setattr("model.backbone.cached_path", lambda *_: tiny_tower)
+    # After every fit accelerate collects garbage, half a second among pytest's many objects.
+    monkeypatch.setattr("gc.collect", lambda *_: 0)
     return tiny_tower
 
 
@@ -271,7 +273,7 @@ def test_the_papers_configuration_runs_end_to_end(
 
     monkeypatch.setattr(pipeline, "load_backbone", load)
     monkeypatch.setattr("model.detector.load_backbone", load)
-    toy_images(tmp_path, 12, size=160)
+    toy_images(tmp_path, 8, size=160)
     paper = preset("paper")
     fit = paper.lora_fit.model_copy(update={"steps": 2, "batch_size": 4})
     options = paper.model_copy(update={"lora_fit": fit, "folds": 2})
