@@ -35,19 +35,14 @@ def _setup(dtype: str, *, cpu: bool) -> tuple[Any, "Accelerator"]:
         from model.errors import ModelError
 
         raise ModelError(f"{error.name} is not installed: pip install 'nsnet[train]'") from None
-    import torch
-
     from model.detector import place
 
     logging.basicConfig(
         level=logging.INFO, format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )  # fmt: skip
-    gpu = torch.cuda.is_available() and not cpu
-    _, kind = place("cuda" if gpu else "cpu", dtype)
-    # On a GPU the weights stay float32 and autocast chooses; a CPU is faster with cast weights.
-    mixed = "bf16" if gpu and kind == torch.bfloat16 else "no"
-    return torch.float32 if gpu else kind, Accelerator(cpu=not gpu, mixed_precision=mixed)
+    accelerator = Accelerator(cpu=cpu)
+    return place(str(accelerator.device), dtype)[1], accelerator
 
 
 def _rows(data: Path, splits: str) -> Any:

@@ -120,7 +120,7 @@ def ablate(
         command: what was run, for the record.
         cache: folder of computed features.
         dtype: of the tower's weights.
-        accelerator: device and precision.
+        accelerator: device and processes.
         only: sections to run; None: all.
         rank: text directions removed.
 

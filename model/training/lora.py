@@ -11,6 +11,7 @@ from typing import Any
 
 from open_clip.transformer import VisionTransformer
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -78,6 +79,10 @@ def attach(visual: VisionTransformer, options: LoraOptions) -> None:
     for name, parameter in visual.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
+    for module in visual.modules():
+        if isinstance(module, LoraLayer):
+            # Autocast chooses the adapters' arithmetic; peft would take it to float32 and back.
+            module.cast_input_dtype_enabled = False
 
 
 def deltas(visual: VisionTransformer) -> dict[str, tuple[Tensor, Tensor]]:

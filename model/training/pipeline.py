@@ -124,7 +124,9 @@ def preset(name: str) -> TrainOptions:
         raise ModelError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     network = PRESETS[name]
     if name == "default":
-        return TrainOptions(network=network)
+        # On left-out groups the contrast costs more than it gives: see weights/MODEL_CARD.md.
+        head = FitOptions(bce_share=1.0, smoothing=0.1)
+        return TrainOptions(network=network, head=head, shares=(3.0, 3.0, 2.0))
     return TrainOptions(
         network=network, cut=network.patches, head=None, live=True,
         lora=LoraOptions(blocks=tuple(range(1, 25)), rank=8),
@@ -156,8 +158,9 @@ class Experiment:
         projector: of the network's backbone and space.
         options: see `TrainOptions`.
         cache: folder of computed features.
-        dtype: of the tower's weights; adapters and head are float32.
-        accelerator: device, precision and processes.
+        dtype: of the tower's frozen weights and its arithmetic; adapters' weights and the head
+            are float32.
+        accelerator: device and processes.
         views: canvases of an image whose logits are averaged in scoring, the first ones; None: all.
 
     Raises:
@@ -295,7 +298,7 @@ class Experiment:
             trainee.eval().to(device)
             with torch.inference_mode():
                 logits = torch.cat([
-                    trainee(samples[part].float().to(device))[0].float().cpu()
+                    trainee(samples[part].float().to(device))[0].cpu()
                     for part in torch.split(members, _BATCH if adapted else 1024)
                 ])  # fmt: skip
             row, kind = row[members], kind[members]
@@ -307,16 +310,15 @@ class Experiment:
     def _score_live(self, network: NSNet, included: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         chosen = (included & self._usable).nonzero().squeeze(1).tolist()
         rows = [self.rows[index] for index in chosen]
-        network.eval().to(self._accelerator.device)
+        trainee = Trainee(network, 0.0, "canvases").eval().to(self._accelerator.device)
         places, logits = [], []
         kinds, rule = (CLEAN, EQUALISED), self.options.network.patches
         how = self.options.augmentation
         for found in ahead(rows, lambda i, row: canvases_of(i, row, rule, kinds, how)):
             if found:
                 pixels = torch.stack([canvas.pixels for canvas in found])
-                with torch.inference_mode(), self._accelerator.autocast():
-                    f = network.features(pixels.to(self._accelerator.device))
-                    logits.append(network.head(f)[0].float().cpu())
+                with torch.inference_mode():
+                    logits.append(trainee(pixels.to(self._accelerator.device))[0].cpu())
                 places += [(chosen[canvas.row], canvas.kind) for canvas in found]
         row, kind = torch.tensor(places).T
         return row, kind, torch.cat(logits)
@@ -396,7 +398,7 @@ def train(
         run: folder for configuration, loss curves, TensorBoard, figures and the states from which
             a killed run goes on.
         dtype: of the tower's weights.
-        accelerator: device, precision and processes; one CPU process without.
+        accelerator: device and processes; one CPU process without.
 
     Raises:
         ModelError: with one clear line.

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from model.errors import ModelError
-from model.nsnet import Head, NSNet, continue_tokens
+from model.nsnet import Head, NSNet, block_tokens, continue_tokens, normalise
 
 _STATE = "state.pt"
 _PRIME = 1_000_003  # keeps the draws of neighbouring seeds apart
@@ -109,11 +109,14 @@ class Trainee(nn.Module):
         """Null-space features float32 [n, F]."""
         if self.entry == "features":
             return inputs
-        if self.entry == "canvases":
-            return self.network.features(inputs)
-        visual = self.network.visual
-        hidden = inputs.to(visual.conv1.weight.dtype)
-        tokens = continue_tokens(visual, hidden, self.done, self.network.reads)
+        visual, reads = self.network.visual, self.network.reads
+        dtype = visual.conv1.weight.dtype
+        # The adapters' weights stay float32; what they compute is of the tower's type.
+        with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
+            if self.entry == "hidden":
+                tokens = continue_tokens(visual, inputs.to(dtype), self.done, reads)
+            else:
+                tokens = block_tokens(visual, normalise(inputs).to(dtype), reads)
         return self.network.decouple(tokens)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +159,7 @@ def fit(
         run: folder for the resumable state, the loss curve and TensorBoard's events. A run that
             is found there goes on.
         save_every: steps between saved states.
-        accelerator: device, precision and processes; one CPU process without.
+        accelerator: device and processes; one CPU process without.
         progress: shows a bar of this name.
 
     Returns:
@@ -198,9 +201,8 @@ def fit(
         drawn, inputs = next(batches)
         inputs, y = inputs.to(accelerator.device), labels[drawn].to(accelerator.device)
         torch.manual_seed(_seed(options, step) + accelerator.process_index)  # of dropout
-        with accelerator.autocast():
-            logits, embedding = wrapped(inputs)
-        loss = _loss(logits.float(), embedding.float(), y, contrast, options)
+        logits, embedding = wrapped(inputs)
+        loss = _loss(logits, embedding, y, contrast, options)
         # Over all processes: every one of them stops at the same step.
         value = float(accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
