@@ -42,15 +42,18 @@ class Variant:
 
 
 def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
-    """Every choice, each a single change of one frozen network on one native window.
+    """Every choice, each a single change of `base` with a frozen tower.
+
+    Inputs are compared on one canvas an image, all else on what `base` cuts.
 
     Args:
-        base: whose network, head and augmentation are taken; the cut is one window.
+        base: the options that are varied.
         rank: of the null space where it is not itself compared.
     """
+    frozen = base.model_copy(update={"lora": None})
 
     def options(**changes: Any) -> TrainOptions:
-        return base.model_copy(update={"lora": None, "cut": PatchRule(high_share=1.0)} | changes)
+        return frozen.model_copy(update=changes)
 
     def cut(rule: PatchRule, *, whole: bool = False) -> TrainOptions:
         how = base.augmentation.model_copy(update={"whole": whole})
@@ -59,38 +62,42 @@ def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
     centre = PatchRule(candidates=1)
     yield Variant("input", "whole image, resized", cut(centre, whole=True), rank)
     yield Variant("input", "native centre crop", cut(centre), rank)
-    for size in (32, 56, 112):
-        yield Variant("input", f"selected patches, {size} px",
-                      cut(PatchRule(patch_size=size)), rank)  # fmt: skip
-    yield Variant("input", "selected window, 224 px", options(), rank)
+    for size in (32, 56, 112, 224):
+        rule = PatchRule(patch_size=size, high_share=1.0 if size == 224 else 0.5)
+        yield Variant("input", f"selected patches, {size} px", cut(rule), rank)
 
-    for read, changes in (
-        ("joint space", {"features": "joint", "blocks": ()}),
-        ("block 12", {"features": "blocks", "blocks": (12,)}),
-        ("block 8", {"features": "blocks", "blocks": (8,)}),
-        ("blocks 6-9", {"features": "blocks", "blocks": (6, 7, 8, 9)}),
-        ("blocks 4-10", {"features": "blocks", "blocks": (4, 5, 6, 7, 8, 9, 10)}),
-        ("blocks 2-12", {"features": "blocks", "blocks": tuple(range(2, 13))}),
+    several = cut(PatchRule(canvases=max(VIEWS), high_share=1.0))
+    for count in VIEWS:
+        yield Variant("views averaged", str(count), several, rank, count)
+
+    for read, features, blocks in (
+        ("joint space", "joint", ()),
+        ("block 12", "blocks", (12,)),
     ):
-        network = base.network.model_copy(update=changes)
-        yield Variant("features", read, options(network=network), rank)
+        network = base.network.model_copy(update={"features": features, "blocks": blocks})
+        yield Variant("last block", read, options(network=network), rank)
+
+    for blocks in ((8,), (6, 7, 8, 9), (4, 5, 6, 7, 8, 9, 10), (2, 3, 4, 5, 6, 7, 8, 9, 10)):
+        network = base.network.model_copy(update={"features": "blocks", "blocks": blocks})
+        name = ", ".join(str(block) for block in blocks)
+        yield Variant("blocks read", name, options(network=network), rank)
 
     for removed in RANKS:
-        yield Variant("null space", f"{removed} directions removed", options(), removed)
+        yield Variant("null space", f"{removed} directions removed", frozen, removed)
 
     if base.head is not None:
         for share in (1.0, 0.5, 0.2):
             head = base.head.model_copy(update={"bce_share": share})
-            loss = "BCE" if share == 1 else f"{1 - share:.1f} SupCon + {share:.1f} BCE"
-            yield Variant("loss", loss, options(head=head), rank)
+            name = "BCE" if share == 1 else f"{1 - share:.1f} SupCon + {share:.1f} BCE"
+            yield Variant("loss", name, options(head=head), rank)
 
-    for shares, name in (((1.0, 0.0, 0.0), "clean"), ((1.0, 1.0, 0.0), "clean + equalised"),
-                         (base.shares, "clean + equalised + degraded")):  # fmt: skip
+    for shares, name in (
+        ((1.0, 0.0, 0.0), "clean"),
+        ((1.0, 1.0, 0.0), "clean and equalised"),
+        ((0.0, 0.0, 1.0), "degraded"),
+        (base.shares, "all, as shipped"),
+    ):
         yield Variant("training copies", name, options(shares=shares), rank)
-
-    several = PatchRule(canvases=max(VIEWS), high_share=1.0)
-    for count in VIEWS:
-        yield Variant("views averaged", str(count), options(cut=several), rank, count)
 
     if base.lora is not None:
         yield Variant("tower", "frozen", base.model_copy(update={"lora": None}), rank)

@@ -259,6 +259,7 @@ def test_presets_are_by_name() -> None:
         preset("best")
 
 
+@pytest.mark.timeout(300)  # 300 million parameters
 def test_the_papers_configuration_runs_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +276,7 @@ def test_the_papers_configuration_runs_end_to_end(
     monkeypatch.setattr("model.detector.load_backbone", load)
     toy_images(tmp_path, 8, size=160)
     paper = preset("paper")
-    fit = paper.lora_fit.model_copy(update={"steps": 2, "batch_size": 4})
+    fit = paper.lora_fit.model_copy(update={"steps": 2, "batch_size": 2})
     options = paper.model_copy(update={"lora_fit": fit, "folds": 2})
     texts = torch.randn(900, 768, generator=torch.Generator().manual_seed(0))
     space = StoredProjector(null_space(texts, rank=64), "joint", tower.name, ("random",))
