@@ -349,7 +349,7 @@ class Experiment:
         measured = range(min(self.options.measured_folds or count, count))
         for index in measured:
             for part in (fold == index, fold != index):
-                if len(self.labels[part & self._usable].unique()) < 2:
+                if not self.labels[part & self._usable].bincount(minlength=2).all():
                     raise ModelError(
                         f"{count} folds need both classes inside and outside of each: at least "
                         f"{count} groups of each class, or fewer folds"
