@@ -55,8 +55,8 @@ def _options(file: Path | None, preset: str) -> Any:
     from pydantic import ValidationError
 
     from model.errors import ModelError
-    from model.training.pipeline import TrainOptions
-    from model.training.pipeline import preset as find
+    from model.training.options import TrainOptions
+    from model.training.options import preset as find
 
     fields = find(preset).model_dump()
     try:

@@ -14,7 +14,8 @@ from model.evaluation.metrics import auc, bootstrap, recall_at_fpr
 from model.nullspace import StoredProjector, projector_of_texts
 from model.patches import PatchRule
 from model.training.manifest import Row, digest
-from model.training.pipeline import CONDITIONS, Experiment, HeldOut, TrainOptions
+from model.training.options import TrainOptions
+from model.training.pipeline import CONDITIONS, Experiment, HeldOut
 
 log = logging.getLogger(__name__)
 

@@ -93,7 +93,19 @@ def test_hidden_states_that_were_deleted_are_computed_again(
 def test_what_decides_the_features_decides_the_file(
     rows: list[Row], tower: Backbone, tmp_path: Path
 ) -> None:
-    for changes in ({}, {"frozen": None}, {"frozen": 2}, {"depth": 2}, {"dtype": torch.bfloat16}):
+    for changes in ({}, {"frozen": None}, {"frozen": 2}, {"dtype": torch.bfloat16}):
         computed(rows, tower, tmp_path / "cache", **changes)
     computed(rows[:4], tower, tmp_path / "cache")
-    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 6
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 5
+
+
+def test_a_deeper_file_serves_a_shallower_need_and_not_the_other_way(
+    rows: list[Row], tower: Backbone, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    assert computed(rows, tower, cache, frozen=None, depth=1).tokens.shape[1] == 1
+    deep = computed(rows, tower, cache, frozen=None, depth=3)
+    assert deep.tokens.shape[1] == 3
+    for row in rows:
+        row.path.unlink()  # what follows can only be read back
+    assert torch.equal(computed(rows, tower, cache, frozen=None, depth=2).tokens, deep.tokens)

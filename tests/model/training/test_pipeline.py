@@ -25,7 +25,8 @@ from model.nullspace import StoredProjector, null_space
 from model.training import pipeline, trainer
 from model.training.lora import LoraOptions
 from model.training.manifest import read_manifest
-from model.training.pipeline import Experiment, TrainOptions, preset, train
+from model.training.options import TrainOptions, preset
+from model.training.pipeline import Experiment, train
 from model.training.trainer import FitOptions
 from tests.conftest import RULE, TINY
 from tests.model.training.toy import toy_images

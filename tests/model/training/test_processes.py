@@ -15,7 +15,7 @@ from model.nsnet import NSNetConfig
 from model.nullspace import StoredProjector, null_space, save_projector
 from model.patches import PatchRule
 from model.training.lora import LoraOptions
-from model.training.pipeline import TrainOptions
+from model.training.options import TrainOptions
 from model.training.trainer import FitOptions
 from tests.conftest import RULE, TINY
 from tests.model.training.toy import toy_images
