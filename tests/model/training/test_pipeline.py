@@ -29,7 +29,7 @@ from model.training.options import TrainOptions, preset
 from model.training.pipeline import Experiment, train
 from model.training.trainer import FitOptions
 from tests.conftest import RULE, TINY
-from tests.model.training.toy import toy_images
+from tests.model.training.toy import know_tiny, toy_images
 
 HEAD = FitOptions(steps=60, batch_size=32, learning_rate=1e-2, dropout=0.1, ema=0.9)
 TUNE = FitOptions(steps=25, batch_size=16, learning_rate=3e-3, lora_learning_rate=3e-3, ema=0.5)
@@ -143,37 +143,34 @@ def test_the_same_command_gives_the_same_weights(
     assert (tmp_path / "cache").exists() == (way != "live")
 
 
+def killed(folder: Path, tower: Path, at: int) -> None:
+    """Train, and die in the last fit, at a step of its LoRA phase; in a process of its own."""
+    know_tiny(tower)
+    seed = trainer._seed
+
+    def deadly(options: FitOptions, step: int) -> int:
+        last = (folder / "killed/all/head/state.pt").exists()
+        if last and options.steps == TUNE.steps and step == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return seed(options, step)
+
+    trainer._seed = deadly
+    run(folder, WAYS["lora"], "killed")
+
+
 def test_a_run_killed_among_its_adapters_ends_at_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tower: Path
 ) -> None:
     toy_images(tmp_path, 24)
     whole = run(tmp_path, WAYS["lora"], "whole")
-
-    def killed(at: int) -> None:
-        """In the last fit, at a step of its LoRA phase."""
-        torch.set_num_threads(1)
-        seed = trainer._seed
-
-        def deadly(options: FitOptions, step: int) -> int:
-            last = (tmp_path / "killed/all/head/state.pt").exists()
-            if last and options.steps == TUNE.steps and step == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return seed(options, step)
-
-        monkeypatch.setattr(trainer, "_seed", deadly)
-        run(tmp_path, WAYS["lora"], "killed")
-
     # Before the first state was saved, the adapters start anew; after it they go on.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a forked child has none of its parent's threads
-    try:
-        for at in (3, 22):
-            process = multiprocessing.get_context("fork").Process(target=killed, args=(at,))
-            process.start()
-            process.join(60)
-            assert process.exitcode == -signal.SIGKILL
-    finally:
-        torch.set_num_threads(threads)
+    for at in (3, 22):
+        process = multiprocessing.get_context("spawn").Process(
+            target=killed, args=(tmp_path, tower, at)
+        )
+        process.start()
+        process.join(100)
+        assert process.exitcode == -signal.SIGKILL
     assert len(json.loads((tmp_path / "killed/all/lora/losses.json").read_text())) == 20
     resumed = load_file(run(tmp_path, WAYS["lora"], "killed"))
     for name, tensor in load_file(whole).items():

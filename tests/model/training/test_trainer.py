@@ -15,6 +15,7 @@ from model.errors import ModelError
 from model.nsnet import NSNet, NSNetConfig
 from model.training.trainer import FitOptions, TensorSource, Trainee, fit, standardise
 from tests.conftest import RULE, TINY
+from tests.model.training.toy import know_tiny
 
 OPTIONS = FitOptions(steps=120, batch_size=64, learning_rate=1e-2, ema=0.9)
 CONFIG = NSNetConfig(backbone=TINY, features="joint", hidden=16, patches=RULE)
@@ -93,8 +94,8 @@ def test_a_nan_in_the_features_stops_training() -> None:
         run(x, y)
 
 
-def _killed(folder: Path, x: Tensor, y: Tensor) -> None:
-    """Train until step 70, then die without a chance to say goodbye."""
+def killed(folder: Path, tower: Path) -> None:
+    """Train until step 70, then die without a chance to say goodbye; in a process of its own."""
 
     class Deadly(TensorSource):
         def read(self, members: Tensor, step: int) -> Tensor:
@@ -102,6 +103,8 @@ def _killed(folder: Path, x: Tensor, y: Tensor) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return TensorSource.read(self, members, step)
 
+    know_tiny(tower)
+    x, y = blobs()
     source = Deadly(x, torch.arange(len(x)))
     weights = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
     fit(trainee(x), source, y, weights, OPTIONS, run=folder, save_every=25)
@@ -112,16 +115,11 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_loss_curve(
 ) -> None:
     x, y = blobs()
     whole, losses = run(x, y, folder=tmp_path / "whole")
-    process = multiprocessing.get_context("fork").Process(
-        target=_killed, args=(tmp_path / "killed", x, y)
+    process = multiprocessing.get_context("spawn").Process(
+        target=killed, args=(tmp_path / "killed", tower)
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a forked child has none of its parent's threads
-    try:
-        process.start()
-        process.join(60)
-    finally:
-        torch.set_num_threads(threads)
+    process.start()
+    process.join(100)
     assert process.exitcode == -signal.SIGKILL
     assert len(json.loads((tmp_path / "killed" / "losses.json").read_text())) == 50
     model, resumed = run(x, y, folder=tmp_path / "killed")

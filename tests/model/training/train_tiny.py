@@ -3,14 +3,9 @@
 import sys
 from pathlib import Path
 
-import open_clip
-
 from cli.main import main
-from model import backbone
-from tests.conftest import TINY
+from tests.model.training.toy import know_tiny
 
 if __name__ == "__main__":
-    tower = Path(sys.argv.pop(1))
-    open_clip.add_model_config(tower.parent / f"{TINY}.json")
-    backbone.cached_path = lambda *_: tower
+    know_tiny(Path(sys.argv.pop(1)))
     main()
