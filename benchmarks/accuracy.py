@@ -25,7 +25,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-from PIL import Image
 from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -34,7 +33,7 @@ from model.checkpoint import Verdict
 from model.evaluation.conditions import CONDITIONS, name_rng
 from model.evaluation.evaluate import Scored
 from model.evaluation.figures import consistency, overall, per_group
-from model.pixels import to_rgb
+from model.pixels import read_rgb
 from model.training.manifest import Row, read_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,10 +84,8 @@ def upload(path: Path, condition: str) -> bytes:
     """What is posted: the file itself, or the pixels of its copy under another condition."""
     if condition == "clean":
         return path.read_bytes()
-    with Image.open(path) as file:
-        image = Image.fromarray(to_rgb(file).pixels)
     buffer = io.BytesIO()
-    CONDITIONS[condition](image, name_rng(path.name)).save(buffer, "PNG")
+    CONDITIONS[condition](read_rgb(path), name_rng(path.name)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -10,16 +10,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors.torch import load, save_file
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from model.errors import CheckpointError
+from model.errors import CheckpointError, ModelError
 from model.nsnet import NSNet, NSNetConfig, merge_lora
+from model.tensorfile import parse_tensors, write_tensors
 
-_KEY = "nsnet"
+KEY = "nsnet"
 _LORA = "lora."
 
 
@@ -136,13 +135,8 @@ def save_checkpoint(
         for part, tensor in zip(("down", "up"), pair, strict=True)
     }
     own = {k: v for k, v in model.state_dict().items() if not k.startswith("visual.")}
-    tensors = {
-        name: tensor.detach().float().cpu().contiguous()
-        for name, tensor in (own | adapters).items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={_KEY: metadata.model_dump_json()})
-    path.chmod(0o644)  # safetensors writes for the owner alone; servers run as others
+    tensors = {name: tensor.detach().float().cpu() for name, tensor in (own | adapters).items()}
+    write_tensors(path, tensors, KEY, metadata)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -156,19 +150,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError:
         raise CheckpointError(f"no checkpoint can be read at {path} (NSNET_CHECKPOINT)") from None
     try:
-        tensors = load(data)
-        with safetensors.safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-    except safetensors.SafetensorError:
-        raise CheckpointError(f"{path} is not a safetensors file") from None
-    if text is None:
-        raise CheckpointError(f"{path} is not an NS-Net checkpoint: it has no {_KEY!r} metadata")
-    try:
-        metadata = Metadata.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: metadata field {where}: {first['msg']}") from None
+        tensors, metadata = parse_tensors(data, path, KEY, Metadata, "an NS-Net checkpoint")
+    except ModelError as error:
+        raise CheckpointError(str(error)) from None
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: tensor {name} is not finite")

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import safetensors
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import load, save_file
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from model.backbone import encode_texts, load_backbone
 from model.errors import ModelError
+from model.tensorfile import parse_tensors, write_tensors
 
 PROMPTS = ("a photo of a {}.", "a picture of the {}.", "a close-up of a {}.")
 
@@ -259,14 +258,8 @@ def save_projector(path: Path, projector: StoredProjector) -> None:
         residual=min(space.residual, 1.0),
         sources=projector.sources,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"basis": space.basis, "singular_values": space.singular_values}
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        path,
-        metadata={_KEY: info.model_dump_json()},
-    )
-    path.chmod(0o644)  # safetensors writes for the owner alone
+    write_tensors(path, tensors, _KEY, info)
 
 
 def read_projector(path: Path) -> StoredProjector:
@@ -276,21 +269,10 @@ def read_projector(path: Path) -> StoredProjector:
         ModelError: unreadable, not a projector, or its tensors are not what it says.
     """
     try:
-        tensors = load(path.read_bytes())
-        with safetensors.safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
+        data = path.read_bytes()
     except OSError:
         raise ModelError(f"no projector can be read at {path}") from None
-    except safetensors.SafetensorError:
-        raise ModelError(f"{path} is not a safetensors file") from None
-    if text is None:
-        raise ModelError(f"{path} is not a projector: it has no {_KEY!r} metadata")
-    try:
-        info = _Info.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ModelError(f"{path}: metadata field {where}: {first['msg']}") from None
+    tensors, info = parse_tensors(data, path, _KEY, _Info, "a projector")
     if tensors.keys() != {"basis", "singular_values"}:
         raise ModelError(f"{path} holds {sorted(tensors)}, not basis and singular_values")
     basis, S = tensors["basis"].float(), tensors["singular_values"].float()

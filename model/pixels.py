@@ -2,12 +2,15 @@
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 PAGE = (255, 255, 255)
+# What a file that cannot be read as an image raises: absent, damaged, or a bomb.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 _SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -59,6 +62,16 @@ def to_rgb(image: Image.Image) -> Pixels:
         page.paste(image, mask=alpha)
         image = page
     return Pixels(np.array(image), warnings)
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Read a trusted file, such as a training image, by the pixel rule.
+
+    Raises:
+        OSError, ValueError, SyntaxError, DecompressionBombError: see `UNREADABLE`.
+    """
+    with Image.open(path) as file:
+        return Image.fromarray(to_rgb(file).pixels)
 
 
 _STRIP = 64  # rows

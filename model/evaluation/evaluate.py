@@ -1,24 +1,23 @@
 """Labelled images -> the detector's scores under every condition."""
 
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from model import pixels
+from model.ahead import ahead
 from model.checkpoint import Calibration, Verdict
 from model.detector import Detector, Prepared
 from model.errors import ImageTooSmallError, ModelError
 from model.evaluation.conditions import CONDITIONS, name_rng
 from model.evaluation.metrics import Array, Labels
-from model.pixels import to_rgb
 from model.training.manifest import Row
 
 log = logging.getLogger(__name__)
@@ -100,8 +99,8 @@ def evaluate(
             placed[name].append(row)
             logits[name].append(logit)
 
-    ahead = zip(rows, _ahead(copies, rows), strict=True)
-    for row, prepared in track(ahead, total=len(rows), description="evaluate", transient=True,
+    pairs = zip(rows, ahead(copies, rows, _AHEAD), strict=True)
+    for row, prepared in track(pairs, total=len(rows), description="evaluate", transient=True,
                                console=Console(stderr=True), disable=not progress):  # fmt: skip
         for name, item in zip(conditions, prepared, strict=True):
             if isinstance(item, str):
@@ -138,9 +137,8 @@ def _scored(
 
 def _copies(row: Row, detector: Detector, conditions: Sequence[str]) -> _Copies:
     try:
-        with Image.open(row.path) as file:
-            image = Image.fromarray(to_rgb(file).pixels)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        image = pixels.read_rgb(row.path)
+    except pixels.UNREADABLE as error:
         log.info("skipped %s: %s", row.path, error)
         return [UNREADABLE] * len(conditions)
 
@@ -155,15 +153,3 @@ def _copies(row: Row, detector: Detector, conditions: Sequence[str]) -> _Copies:
             return UNREADABLE
 
     return [copy(name) for name in conditions]
-
-
-def _ahead(work: Callable[[Row], _Copies], rows: Sequence[Row]) -> Iterator[_Copies]:
-    """Results of `work` in order, a bounded number of rows ahead of whoever takes them."""
-    queue: deque[Future[_Copies]] = deque()
-    with ThreadPoolExecutor(1) as pool:
-        for row in rows:
-            queue.append(pool.submit(work, row))
-            if len(queue) > _AHEAD:
-                yield queue.popleft().result()
-        while queue:
-            yield queue.popleft().result()

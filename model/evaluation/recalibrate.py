@@ -4,17 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import safetensors.torch
 import torch
 
-from model.checkpoint import Calibration, Metadata, Thresholds, read_checkpoint
+from model.checkpoint import KEY, Calibration, Metadata, Thresholds, read_checkpoint
 from model.detector import Detector
 from model.errors import ModelError
 from model.evaluation.evaluate import Scored, evaluate
 from model.evaluation.figures import overall
-from model.evaluation.metrics import Array
-from model.training.calibrate import platt, thresholds
+from model.tensorfile import write_tensors
+from model.training.calibrate import calibrate
 from model.training.manifest import Row, digest
 
 
@@ -62,14 +60,10 @@ def recalibrate(
     for name, part in scored.items():
         if not 0 < part.labels.sum() < len(part.labels):
             raise ModelError(f"{name}: images of one class alone could be scored")
-    calibration = platt(
-        np.concatenate([part.labels for part in scored.values()]),
-        np.concatenate([part.logits for part in scored.values()]),
+    calibration, cuts = calibrate(
+        [(part.labels, part.logits) for part in scored.values()],
         f"{data} ({len(rows)} images, list sha256 {digest(rows)[:12]}), "
         f"{' and '.join(scored)} copies",
-    )
-    cuts = thresholds(
-        [(part.labels, _scores(part, calibration)) for part in scored.values()],
         accused=accused,
         missed=missed,
     )
@@ -85,20 +79,14 @@ def recalibrate(
             },
         }
     )
-    content = safetensors.torch.save(stored.tensors, {"nsnet": metadata.model_dump_json()})
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_bytes(content)
+        write_tensors(to, stored.tensors, KEY, metadata)
     except OSError as error:
         raise ModelError(f"no checkpoint can be written to {to}: {error.strerror}") from None
     return metadata
 
 
-def _scores(part: Scored, calibration: Calibration) -> Array:
-    return calibration.scores(torch.from_numpy(part.logits)).numpy()
-
-
 def _rescored(part: Scored, calibration: Calibration, cuts: Thresholds) -> Scored:
-    scores = _scores(part, calibration)
+    scores = calibration.scores(torch.from_numpy(part.logits)).numpy()
     verdicts = [cuts.verdict(score) for score in scores.tolist()]
     return dataclasses.replace(part, scores=scores, verdicts=verdicts)

@@ -1,6 +1,7 @@
 """From held-out logits to a probability and two cuts."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
@@ -51,3 +52,23 @@ def thresholds(
     # A score equal to a cut is on its upper side; the worst photograph must stay below it.
     ai_above = min(1.0, float(np.nextafter(ai_above, 2)))
     return Thresholds(real_below=min(real_below, ai_above), ai_above=ai_above)
+
+
+def calibrate(
+    conditions: list[tuple[Labels, Array]], fitted_on: str, *, accused: float, missed: float
+) -> tuple[Calibration, Thresholds]:
+    """`platt` over all conditions together, then `thresholds` on the calibrated scores.
+
+    Args:
+        conditions: (labels, logits) pairs, e.g. of clean and of equalised copies.
+        fitted_on: see `platt`.
+        accused: see `thresholds`.
+        missed: see `thresholds`.
+
+    Raises:
+        ModelError: as `platt`.
+    """
+    labels, logits = (np.concatenate(part) for part in zip(*conditions, strict=True))
+    calibration = platt(labels, logits, fitted_on)
+    scored = [(y, calibration.scores(torch.from_numpy(z)).numpy()) for y, z in conditions]
+    return calibration, thresholds(scored, accused=accused, missed=missed)

@@ -9,11 +9,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from rich.progress import track
 
+from model.detector import place
 from model.errors import ModelError
-from model.pixels import to_rgb
+from model.pixels import UNREADABLE, read_rgb
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +46,15 @@ class Captioner:
             ModelError: it cannot be had, or is no BLIP with a caption decoder; the message names
                 the ways out.
         """
+        where, _ = place(device, "float32")
         try:
-            place = torch.device(device)
-            torch.empty(1, device=place)
-        except (RuntimeError, AssertionError) as error:
-            raise ModelError(f"the device {device!r} cannot be used here") from error
-        try:
-            return cls(*_load(source, local=True), place)
+            return cls(*_load(source, local=True), where)
         except (OSError, ValueError) as error:
             if Path(source).exists():
                 raise ModelError(f"{source} holds no BLIP captioner: {_first(error)}") from error
         _ask_hub(source)
         try:
-            return cls(*_load(source, local=False), place)
+            return cls(*_load(source, local=False), where)
         except (OSError, ValueError) as error:
             raise ModelError(f"the hub's {source} cannot be used: {_first(error)}") from error
 
@@ -166,8 +162,7 @@ def _whole_lines(path: Path) -> int:
 
 def _read(path: Path) -> Pixels | None:
     try:
-        with Image.open(path) as file:
-            return to_rgb(file).pixels
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return np.array(read_rgb(path))
+    except UNREADABLE as error:
         log.info("skipped %s: %s", path, error)
         return None

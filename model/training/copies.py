@@ -5,15 +5,17 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from model.ahead import ahead
 from model.errors import ImageTooSmallError, ModelError
 from model.patches import PatchRule, select_patches
-from model.pixels import to_rgb
+from model.pixels import UNREADABLE, read_rgb
 from model.training.augment import (
     EQUALISED_CUT,
     EQUALISED_MAX_SIDE,
@@ -25,9 +27,10 @@ from model.training.manifest import Row
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 CLEAN, EQUALISED, DEGRADED = 0, 1, 2
-# What an image that cannot be used raises: unreadable, damaged, too small, or a bomb.
-UNUSABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_AHEAD = 32  # images decoded ahead of the tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +46,6 @@ class Canvas:
     pixels: Tensor
     row: int
     kind: int
-
-
-def read_image(row: Row) -> Image.Image:
-    """The image as RGB pixels, by the service's own rule.
-
-    Raises:
-        OSError, ValueError, SyntaxError, DecompressionBombError: see `UNUSABLE`.
-    """
-    with Image.open(row.path) as file:
-        return Image.fromarray(to_rgb(file).pixels)
 
 
 def seed_of(row: Row) -> int:
@@ -84,37 +77,41 @@ def canvases_of(
     seed = seed_of(row)
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed % 2**63)
-    image = read_image(row)
+    image = read_rgb(row.path)
     found = []
     for kind in kinds:
         copy, cut = copy_of(image, kind, rng, rule, how)
-        pixels = torch.from_numpy(np.array(copy)).permute(2, 0, 1).unsqueeze(0)
         # Only the degraded copies are jittered; clean and equalised ones are cut as in inference.
-        chosen = select_patches(pixels, cut, generator=generator if kind == DEGRADED else None)
+        chosen = select_patches(
+            _tensor(copy), cut, generator=generator if kind == DEGRADED else None
+        )
         found += [Canvas(canvas, index, kind) for canvas in chosen.canvases[0]]
     return found
 
 
-def ahead(
-    rows: Sequence[Row], work: Callable[[int, Row], list[Canvas]]
-) -> Iterator[list[Canvas] | None]:
-    """Decode ahead of the tower, a bounded number of images; None for one that cannot be used."""
+def _tensor(image: Image.Image) -> Tensor:
+    """uint8 [1, 3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
 
-    def guarded(index: int) -> list[Canvas] | None:
+
+def canvases_ahead(
+    rows: Sequence[Row], rule: PatchRule, kinds: Sequence[int], how: Augmentation
+) -> Iterator[list[Canvas] | None]:
+    """`canvases_of` every image, decoded ahead of the tower; None for one that cannot be used."""
+    return _guarded(rows, lambda index, row: canvases_of(index, row, rule, kinds, how))
+
+
+def _guarded(rows: Sequence[Row], work: Callable[[int, Row], T]) -> Iterator[T | None]:
+    """Results of `work` in order, computed ahead; None for an image that cannot be used."""
+
+    def guarded(item: tuple[int, Row]) -> T | None:
         try:
-            return work(index, rows[index])
-        except UNUSABLE as error:
-            log.info("skipped %s: %s", rows[index].path, error)
+            return work(*item)
+        except UNREADABLE as error:  # a too small image is a ValueError
+            log.info("skipped %s: %s", item[1].path, error)
             return None
 
-    window = 32
-    with ThreadPoolExecutor(1) as pool:
-        futures = [pool.submit(guarded, index) for index in range(min(window, len(rows)))]
-        for index in range(len(rows)):
-            yield futures[index].result()
-            futures[index] = None  # type: ignore[call-overload]
-            if index + window < len(rows):
-                futures.append(pool.submit(guarded, index + window))
+    return ahead(guarded, enumerate(rows), _AHEAD)
 
 
 def usable(rows: Sequence[Row], rule: PatchRule, how: Augmentation) -> Tensor:
@@ -129,16 +126,16 @@ def usable(rows: Sequence[Row], rule: PatchRule, how: Augmentation) -> Tensor:
         ModelError: no image can be used.
     """
 
-    def work(_: int, row: Row) -> list[Canvas]:
-        width, height = read_image(row).size
+    def check(_: int, row: Row) -> bool:
+        width, height = read_rgb(row.path).size
         # Of all copies only an equalised one may be smaller than the image and than a canvas: that
         # of a very long image, whose long side it limits.
         short = min(width, height) * EQUALISED_MAX_SIDE // max(width, height) - EQUALISED_CUT
         if min(width, height, *([] if how.whole else [short])) < rule.min_side:
             raise ImageTooSmallError(width, height, rule.min_side)
-        return []
+        return True
 
-    found = torch.tensor([canvases is not None for canvases in ahead(rows, work)])
+    found = torch.tensor([found is not None for found in _guarded(rows, check)])
     if not found.all():
         log.warning("%d of %d images were unreadable or too small", int((~found).sum()), len(rows))
     if not found.any():
@@ -181,7 +178,6 @@ class CanvasSource:
         row = self._rows[member]
         rng = np.random.default_rng([seed_of(row), step, place])
         kind = self._kinds[rng.integers(len(self._kinds))]
-        copy, cut = copy_of(read_image(row), kind, rng, self._rule, self._how)
-        pixels = torch.from_numpy(np.array(copy)).permute(2, 0, 1).unsqueeze(0)
+        copy, cut = copy_of(read_rgb(row.path), kind, rng, self._rule, self._how)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        return select_patches(pixels, cut, generator=generator).canvases[0, 0]
+        return select_patches(_tensor(copy), cut, generator=generator).canvases[0, 0]

@@ -5,10 +5,11 @@ tower again; with LoRA on the upper blocks, also every token after the last froz
 """
 
 import contextlib
+import copy
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from model.errors import ModelError
 from model.nsnet import hidden_states, normalise
 from model.patches import PatchRule
 from model.training.augment import Augmentation
-from model.training.copies import Canvas, ahead, canvases_of
+from model.training.copies import Canvas, canvases_ahead
 from model.training.manifest import Row, digest
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def tower_features(
 
     Args:
         rows: the images.
-        backbone: the tower; it is moved to `device` and `dtype`.
+        backbone: the tower; a copy of it runs.
         rule: how copies are cut into canvases.
         kinds: the copies of an image.
         how: the degraded copies' distribution.
@@ -93,7 +94,7 @@ def tower_features(
         or (frozen is not None and not hidden_path.exists())
     ):
         cache.mkdir(parents=True, exist_ok=True)
-        visual.to(device=device, dtype=dtype)
+        visual = copy.deepcopy(visual).to(device=device, dtype=dtype)
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(hidden_path.open("wb")) if frozen else None
 
@@ -106,7 +107,7 @@ def tower_features(
                 tokens = torch.stack([visual.ln_post(h[:, 0]) for h in states], dim=1)
                 return tokens.half().cpu()
 
-            found = _extract(rows, run, lambda i, row: canvases_of(i, row, rule, kinds, how))
+            found = _extract(canvases_ahead(rows, rule, kinds, how), len(rows), run)
         # Written last and at once: where this file is, all is there.
         part = path.with_suffix(".part")
         save_file(found, part)
@@ -122,9 +123,7 @@ def tower_features(
 
 
 def _extract(
-    rows: Sequence[Row],
-    run: Callable[[Sequence[Canvas]], Tensor],
-    work: Callable[[int, Row], list[Canvas]],
+    images: Iterable[list[Canvas] | None], count: int, run: Callable[[Sequence[Canvas]], Tensor]
 ) -> dict[str, Tensor]:
     tokens: list[Tensor] = []
     places: list[tuple[int, int]] = []  # row and kind; the pixels are let go
@@ -135,7 +134,7 @@ def _extract(
 
     pending: list[Canvas] = []
     skipped = 0
-    for found in track(ahead(rows, work), total=len(rows), description="features"):
+    for found in track(images, total=count, description="features"):
         skipped += found is None
         pending += found or []
         while len(pending) >= _BATCH:
@@ -144,7 +143,7 @@ def _extract(
     if pending:
         flush(pending)
     if skipped:
-        log.warning("%d of %d images were unreadable or too small", skipped, len(rows))
+        log.warning("%d of %d images were unreadable or too small", skipped, count)
     if not tokens:
         raise ModelError("no image could be read")
     row, kind = torch.tensor(places).T.contiguous()

@@ -18,21 +18,20 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.backbone import Backbone, load_backbone
+from model.backbone import load_backbone
 from model.checkpoint import Metadata, Projector, Training, save_checkpoint
 from model.errors import ModelError
 from model.evaluation.metrics import auc, bootstrap, recall_at_fpr
 from model.nsnet import NSNet
 from model.nullspace import StoredProjector
 from model.training import lora
-from model.training.calibrate import platt, thresholds
+from model.training.calibrate import calibrate
 from model.training.copies import (
     CLEAN,
     DEGRADED,
     EQUALISED,
     CanvasSource,
-    ahead,
-    canvases_of,
+    canvases_ahead,
     usable,
 )
 from model.training.features import Features, tower_features
@@ -107,8 +106,9 @@ class Experiment:
         self._accelerator = accelerator
         self._frozen = min(options.lora.blocks) - 1 if options.lora else 0
         self.features: Features | None = None
-        network = self._network()
+        self._tower = load_backbone(config.backbone, depth=None)
         self.backbone_sha256 = self._tower.sha256
+        network = self._network()
         if options.live:
             self._usable = usable(rows, options.cut, options.augmentation)
         else:
@@ -122,16 +122,16 @@ class Experiment:
             self._usable = torch.zeros(len(rows), dtype=torch.bool)
             self._usable[self.features.row] = True
             tokens = self.features.tokens[:, [b - 1 for b in network.reads]]
-            network = self._network()
             parts = torch.split(tokens, 1024)
             self._x = torch.cat([network.decouple(part).half() for part in parts])
 
     def _network(self) -> NSNet:
-        """A new network on a freshly loaded tower."""
-        config = self.options.network
-        self._tower: Backbone = load_backbone(config.backbone, depth=None)
+        """A new network; heads share one tower, adapters each change one of their own."""
+        config, tower = self.options.network, self._tower
+        if self.options.lora is not None:
+            tower = load_backbone(config.backbone, depth=None)
         torch.manual_seed((self.options.head or self.options.lora_fit).seed)
-        return NSNet(config, self._tower.visual, self._basis)
+        return NSNet(config, tower.visual, self._basis)
 
     def fit(self, included: Tensor, run: Path | None = None, *, progress: bool = False) -> NSNet:
         """Train on the rows of the mask `included`, bool [rows].
@@ -228,7 +228,7 @@ class Experiment:
         places, logits = [], []
         kinds, rule = (CLEAN, EQUALISED), self.options.network.patches
         how = self.options.augmentation
-        for found in ahead(rows, lambda i, row: canvases_of(i, row, rule, kinds, how)):
+        for found in canvases_ahead(rows, rule, kinds, how):
             if found:
                 pixels = torch.stack([canvas.pixels for canvas in found])
                 with torch.inference_mode():
@@ -333,19 +333,10 @@ def train(
         rows, projector, options, cache=cache, dtype=dtype, accelerator=accelerator
     )
     left_out = experiment.held_out(run)
-    conditions = list(left_out.values())
-    calibration = platt(
-        np.concatenate([part.labels for part in conditions]),
-        np.concatenate([part.logits for part in conditions]),
+    calibration, cuts = calibrate(
+        [(part.labels, part.logits) for part in left_out.values()],
         f"leave-group-out logits, {options.measured_folds or options.folds} of {options.folds} "
         "folds, clean and equalised copies",
-    )
-
-    def scores(part: HeldOut) -> Array:
-        return calibration.scores(torch.from_numpy(part.logits)).numpy()
-
-    cuts = thresholds(
-        [(part.labels, scores(part)) for part in conditions],
         accused=options.accused,
         missed=options.missed,
     )
@@ -375,7 +366,10 @@ def train(
         ),
         evaluation={
             "leave_group_out": {
-                condition: figures(rows, part, scores(part), cuts.ai_above)
+                condition: figures(
+                    rows, part, calibration.scores(torch.from_numpy(part.logits)).numpy(),
+                    cuts.ai_above,
+                )
                 for condition, part in left_out.items()
             }
         },

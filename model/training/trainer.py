@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,6 +22,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from model.ahead import ahead
 from model.errors import ModelError
 from model.nsnet import Head, NSNet, block_tokens, continue_tokens, normalise
 
@@ -192,7 +192,7 @@ def fit(
     share = slice(accelerator.process_index, None, accelerator.num_processes)
 
     steps = range(len(losses), options.steps)
-    batches = _ahead(source, weights, options, steps, share)
+    batches = _batches(source, weights, options, steps, share)
     wrapped.train()
     for step in track(steps, description=progress or "", disable=progress is None
                       or not accelerator.is_main_process):  # fmt: skip
@@ -236,7 +236,7 @@ def _seed(options: FitOptions, step: int) -> int:
     return options.seed * _PRIME + step
 
 
-def _ahead(
+def _batches(
     source: Source, weights: Tensor, options: FitOptions, steps: range, share: slice
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Members and inputs of each step, read in the background while the step before it runs."""
@@ -248,14 +248,7 @@ def _ahead(
         )[share]
         return drawn, source.read(drawn, step)
 
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(read, steps[0]) if steps else None
-        for step in steps:
-            assert ahead is not None  # noqa: S101  (narrows the type)
-            batch = ahead.result()
-            if step + 1 in steps:
-                ahead = pool.submit(read, step + 1)
-            yield batch
+    return ahead(read, steps, 1)
 
 
 def _loss(

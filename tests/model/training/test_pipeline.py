@@ -280,7 +280,7 @@ def test_the_papers_configuration_runs_end_to_end(
     space = StoredProjector(null_space(texts, rank=64), "joint", tower.name, ("random",))
     # Two steps tell nothing apart, which calibration refuses.
     chance = Calibration(slope=1, intercept=0, fitted_on="chance")
-    monkeypatch.setattr(pipeline, "platt", lambda *_: chance)
+    monkeypatch.setattr("model.training.calibrate.platt", lambda *_: chance)
     out = run(tmp_path, options, projector=space, dtype=torch.bfloat16)
     tensors = load_file(out)
     assert len([name for name in tensors if name.startswith("lora.")]) == 24 * 4 * 2

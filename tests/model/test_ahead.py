@@ -1,0 +1,39 @@
+import threading
+
+import pytest
+
+from model.ahead import ahead
+
+
+def test_results_come_in_order_and_no_more_than_the_limit_is_ahead() -> None:
+    taken = 0
+    lead = []
+
+    def work(item: int) -> int:
+        lead.append(item - taken)
+        return item * item
+
+    found = []
+    for result in ahead(work, range(20), 3):
+        found.append(result)
+        taken += 1
+    assert found == [item * item for item in range(20)]
+    assert max(lead) <= 4  # the three that wait, and the one being handed over
+
+
+def test_the_next_item_is_worked_on_while_a_result_is_in_use() -> None:
+    started = [threading.Event() for _ in range(3)]
+    results = ahead(lambda item: started[item].set(), range(3), 1)
+    next(results)
+    assert started[1].wait(10)
+
+
+def test_an_error_is_raised_where_its_result_is_taken() -> None:
+    results = ahead(lambda item: 1 // item, [1, 0, 1], 2)
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_nothing_to_do_is_no_result() -> None:
+    assert list(ahead(lambda item: item, [], 1)) == []
