@@ -1,9 +1,10 @@
 """One device thread turns single images into batches.
 
 It waits for a first image, collects more until `max_batch` or `max_wait` after the first, drops
-those nobody waits for any more, and runs one forward. Whatever happens in it, every image gets an
-answer: a failed batch is halved until the poison image is alone, and if the thread itself ends,
-all that wait are told.
+those nobody waits for any more, and runs one forward. While a GPU works on a batch, the next one is
+collected, and once it is full it is handed over, so that the GPU never waits for this thread.
+Whatever happens, every image gets an answer: a failed batch is halved until the poison image is
+alone, and if the thread itself ends, all that wait are told.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 
 from app.errors import ApiError
 from app.metrics import Metrics
-from model.detector import Detection, Prepared
+from model.detector import Detection, Pending, Prepared
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,15 @@ class _Job:
             self.future.set_result(outcome)
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A batch that the device has, since `start` (of `time.monotonic()`)."""
+
+    batch: list[_Job]
+    pending: Pending
+    start: float
+
+
 def _failed() -> ApiError:
     return ApiError("inference_failed", "The network could not score this image.")
 
@@ -69,7 +79,7 @@ class Batcher:
     """The device thread and its queue.
 
     Args:
-        predict: scores a batch; only ever called from the device thread.
+        submit: starts scoring a batch; only ever called from the device thread.
         probe: raises if the device no longer works; called after a batch of which every image
             failed.
         setup: called once, first, in the device thread.
@@ -81,10 +91,12 @@ class Batcher:
 
     # A forward under way at the end answers nobody any more: its thread may be left behind.
     JOIN_S = 2.0
+    # How often a collecting thread looks whether the GPU is done with the batch before.
+    LOOK_S = 0.0005
 
     def __init__(
         self,
-        predict: Callable[[Sequence[Prepared]], list[Detection]],
+        submit: Callable[[Sequence[Prepared]], Pending],
         probe: Callable[[], None],
         setup: Callable[[], None],
         metrics: Metrics,
@@ -93,14 +105,14 @@ class Batcher:
         max_wait_s: float,
         stuck_after_s: float,
     ) -> None:
-        self._predict = predict
+        self._submit = submit
         self._probe = probe
         self._setup = setup
         self._metrics = metrics
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._stuck_after_s = stuck_after_s
-        self._forward_since = math.inf
+        self._starts: list[float] = []  # of the forwards under way
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._open = True
@@ -109,7 +121,8 @@ class Batcher:
     @property
     def alive(self) -> bool:
         """Whether the device gets on: its thread runs, and no forward hangs."""
-        stuck = time.monotonic() - self._forward_since > self._stuck_after_s
+        oldest = min(list(self._starts), default=math.inf)
+        stuck = time.monotonic() - oldest > self._stuck_after_s
         return self._open and self._thread.is_alive() and not stuck
 
     def start(self) -> None:
@@ -147,31 +160,55 @@ class Batcher:
         return await job.future
 
     def _run(self) -> None:
-        batch: list[_Job] = []
+        held: list[_Job] = []  # taken out of the queue and not yet answered
+        flight: _Flight | None = None
+        works = True
         try:
             self._setup()
-            while (batch := self._collect()) and self._serve(batch):
-                batch = []
+            while works:
+                batch = self._collect(flight)
+                if not batch and flight is None:
+                    break
+                held = [*(flight.batch if flight else ()), *batch]
+                started, works = self._start(batch) if batch else (None, True)
+                if flight is not None:
+                    works = self._finish(flight) and works
+                flight = started
+                if flight is not None and flight.pending.ready:  # as always on a CPU
+                    works = self._finish(flight) and works
+                    flight = None
+                held = flight.batch if flight else []
         finally:
             # Also on SystemExit and the like: nobody may wait for a thread that is gone.
             with self._changed:
                 self._open = False
-                left = [*batch, *self._jobs]
+                left = [*held, *self._jobs]
                 self._jobs.clear()
             for job in left:
                 job.answer(_failed())
 
-    def _collect(self) -> list[_Job]:
-        """Wait for the next batch of images still wanted; empty once closed and drained."""
+    def _collect(self, flight: _Flight | None) -> list[_Job]:
+        """Wait for the next batch of images still wanted.
+
+        Returns:
+            The batch; an empty one once closed and drained, or when the device is done with
+            `flight` first.
+        """
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs or not self._open)
-                if not self._jobs:
-                    return []
-                self._changed.wait_for(
-                    lambda: len(self._jobs) >= self._max_batch or not self._open,
-                    timeout=max(0.0, self._jobs[0].submitted + self._max_wait_s - time.monotonic()),
-                )
+                if flight is None:
+                    self._changed.wait_for(lambda: self._jobs or not self._open)
+                    if not self._jobs:
+                        return []
+                    self._changed.wait_for(
+                        lambda: len(self._jobs) >= self._max_batch or not self._open,
+                        timeout=self._jobs[0].submitted + self._max_wait_s - time.monotonic(),
+                    )
+                else:
+                    while len(self._jobs) < self._max_batch:
+                        if flight.pending.ready:
+                            return []
+                        self._changed.wait(self.LOOK_S)
                 batch: list[_Job] = []
                 while self._jobs and len(batch) < self._max_batch:
                     job = self._jobs.popleft()
@@ -185,37 +222,71 @@ class Batcher:
             if batch:
                 return batch
 
-    def _serve(self, batch: list[_Job]) -> bool:
-        """Answer a batch; False once the device no longer works."""
+    def _start(self, batch: list[_Job]) -> tuple[_Flight | None, bool]:
+        """Hand a batch to the device; without a flight, its images were answered otherwise.
+
+        Returns:
+            The flight, and whether the device still works.
+        """
         self._metrics.batch_size.observe(len(batch))
-        if self._score(batch):
+        try:
+            return self._launch(batch), True
+        except Exception as error:  # noqa: BLE001  (one bad image must not end the thread)
+            return None, self._isolate(batch, error)
+
+    def _finish(self, flight: _Flight) -> bool:
+        """Wait for the device and answer; returns whether it still works."""
+        try:
+            self._land(flight)
+        except Exception as error:  # noqa: BLE001
+            return self._isolate(flight.batch, error)
+        return True
+
+    def _launch(self, batch: list[_Job]) -> _Flight:
+        start = time.monotonic()
+        self._starts.append(start)
+        try:
+            return _Flight(batch, self._submit([job.item for job in batch]), start)
+        except BaseException:
+            self._starts.remove(start)
+            raise
+
+    def _land(self, flight: _Flight) -> None:
+        try:
+            detections = flight.pending.result()
+        finally:
+            self._starts.remove(flight.start)
+        forward = time.monotonic() - flight.start
+        self._metrics.stage.labels("forward").observe(forward)
+        for job, detection in zip(flight.batch, detections, strict=True):
+            queued = flight.start - job.submitted
+            self._metrics.stage.labels("queue").observe(queued)
+            job.answer(Scored(detection, queued, forward))
+
+    def _isolate(self, batch: list[_Job], error: Exception) -> bool:
+        """Answer a batch that failed; returns whether the device still works."""
+        if self._halve(batch, error):
             return True
         try:
             self._probe()
-        except Exception as error:  # noqa: BLE001  (whatever it is, the device is gone)
+        except Exception as gone:  # noqa: BLE001  (whatever it is, the device is gone)
             # No traceback: its frames may hold request data.
-            log.error("the device does not answer any more: %s", type(error).__name__)  # noqa: TRY400
+            log.error("the device does not answer any more: %s", type(gone).__name__)  # noqa: TRY400
             return False
         return True
 
-    def _score(self, batch: list[_Job]) -> int:
-        """Answer a batch, halving it as long as it fails; returns how many were scored."""
-        start = self._forward_since = time.monotonic()
-        try:
-            detections = self._predict([job.item for job in batch])
-        except Exception as error:  # noqa: BLE001  (one bad image must not end the thread)
-            if len(batch) == 1:
-                log.warning("an image could not be scored: %s", type(error).__name__)
-                batch[0].answer(_failed())
-                return 0
-            middle = len(batch) // 2
-            return self._score(batch[:middle]) + self._score(batch[middle:])
-        finally:
-            self._forward_since = math.inf
-        forward = time.monotonic() - start
-        self._metrics.stage.labels("forward").observe(forward)
-        for job, detection in zip(batch, detections, strict=True):
-            queued = start - job.submitted
-            self._metrics.stage.labels("queue").observe(queued)
-            job.answer(Scored(detection, queued, forward))
-        return len(batch)
+    def _halve(self, batch: list[_Job], error: Exception) -> int:
+        """Score the halves of a batch that failed, down to the poison; returns how many were."""
+        if len(batch) == 1:
+            log.warning("an image could not be scored: %s", type(error).__name__)
+            batch[0].answer(_failed())
+            return 0
+        middle = len(batch) // 2
+        scored = 0
+        for half in (batch[:middle], batch[middle:]):
+            try:
+                self._land(self._launch(half))
+                scored += len(half)
+            except Exception as again:  # noqa: BLE001
+                scored += self._halve(half, again)
+        return scored

@@ -136,6 +136,7 @@ class ModelDetailsOut(ModelOut):
 
     backbone: BackboneOut
     device: str
+    engine: str
     dtype: str
     thresholds: ThresholdsOut
     calibration: dict[str, Any]

@@ -64,6 +64,8 @@ def load_detector(settings: Settings) -> Detector:
         backbone=settings.backbone,
         device=settings.device,
         dtype=settings.dtype,
+        engine=settings.engine,
+        threads=settings.threads(),
     )
 
 
@@ -96,12 +98,12 @@ class Service:
         self._load = load
         self._detector: Detector | None = None
         self._batcher: Batcher | None = None
-        self._cache: TTLCache[str, _Result] = TTLCache(
+        self._cache: TTLCache[tuple[str, ...], _Result] = TTLCache(
             max(1, settings.cache_size), settings.cache_ttl_s
         )
         # One thread each for its own torch operations: cores are for the forward pass.
         self._pool = ThreadPoolExecutor(
-            settings.decode_workers, "decode", initializer=_use_threads, initargs=(1,)
+            settings.decoders(), "decode", initializer=_use_threads, initargs=(1,)
         )
 
     # --- life -----------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ class Service:
         try:
             detector = await _in_daemon_thread(self._load_warm)
             batcher = Batcher(
-                detector.predict,
+                detector.submit,
                 functools.partial(detector.warm_up, [1]),
                 functools.partial(_use_threads, self.settings.threads()),
                 self.metrics,
@@ -138,12 +140,12 @@ class Service:
         self.metrics.model_load.set(took)
         self.metrics.model_info.labels(
             detector.name, detector.version, detector.sha256, str(detector.device),
-            str(detector.dtype).removeprefix("torch."),
+            detector.dtype,
         ).set(1)  # fmt: skip
         if self.state is State.LOADING:
             self.state = State.READY
-        log.info("%s %s is ready on %s after %.1f s", detector.name, detector.version,
-                 detector.device, took)  # fmt: skip
+        log.info("%s %s is ready on %s (%s, %s) after %.1f s", detector.name, detector.version,
+                 detector.device, detector.engine, detector.dtype, took)  # fmt: skip
 
     def _load_warm(self) -> Detector:
         torch.set_num_threads(self.settings.threads())
@@ -228,7 +230,9 @@ class Service:
         detector = self.detector
         loop = asyncio.get_running_loop()
         digest = await loop.run_in_executor(self._pool, _sha256, data)
-        result = self._cache.get(digest) if self.settings.cache_size else None
+        # No option of a request changes the score: thresholds are applied to what is kept.
+        key = (digest, detector.sha256, detector.engine, detector.dtype)
+        result = self._cache.get(key) if self.settings.cache_size else None
         cached = result is not None
         if self.settings.cache_size:
             self.metrics.cache.labels("hit" if cached else "miss").inc()
@@ -247,7 +251,7 @@ class Service:
                 queue=_ms(scored.queue_s), inference=_ms(scored.forward_s),
             )  # fmt: skip
             if self.settings.cache_size:
-                self._cache[digest] = result
+                self._cache[key] = result
         cuts = detector.thresholds
         if threshold is not None:
             cuts = Thresholds(real_below=threshold, ai_above=threshold)

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the tower; auto: bfloat16 where it is native, else float32"
     )
+    engine: Literal["auto", "torch", "openvino", "int8"] = Field(
+        "auto", description="what runs the tower; auto: int8 where a CPU has it, else torch"
+    )
     torch_threads: int = Field(
         0, ge=0, description="threads of the forward pass; 0: the cores this process may use"
     )
@@ -51,7 +54,9 @@ class Settings(BaseSettings):
         5.0, ge=0, le=1000, description="how long the first image of a batch waits for others"
     )
     max_queue: int = Field(64, ge=1, description="images admitted and not yet answered")
-    decode_workers: int = Field(2, ge=1, le=64, description="threads that decode images")
+    decode_workers: int = Field(
+        0, ge=0, le=64, description="threads that decode images; 0: the cores this process may use"
+    )
     deadline_s: float = Field(
         30.0, gt=0, le=600, description="from a request's first byte to its answer"
     )
@@ -89,7 +94,16 @@ class Settings(BaseSettings):
 
         Too many cost more than too few: eight threads on two cores take six times as long.
         """
-        return self.torch_threads or min(_affinity(), _quota())
+        return self.torch_threads or cores()
+
+    def decoders(self) -> int:
+        """Threads that decode images."""
+        return self.decode_workers or cores()
+
+
+def cores() -> int:
+    """Cores that this process may use, by its affinity and its container's quota."""
+    return min(_affinity(), _quota())
 
 
 def _affinity() -> int:

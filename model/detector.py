@@ -1,7 +1,9 @@
 """The one object the service sees: pixels in, calibrated verdicts out."""
 
+import contextlib
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from model.backbone import load_backbone
 from model.checkpoint import Checkpoint, Thresholds, Verdict, build_model, read_checkpoint
+from model.engines import Engine, TorchEngine, make_engine
 from model.errors import ImageTooSmallError, ModelError
 from model.nsnet import NSNet
 from model.patches import select_patches
@@ -22,6 +25,7 @@ __all__ = [
     "Detector",
     "ImageTooSmallError",
     "ModelError",
+    "Pending",
     "Prepared",
     "Thresholds",
     "Verdict",
@@ -35,7 +39,7 @@ class Prepared:
     """An image reduced to what the network reads.
 
     Attributes:
-        canvases: uint8 [K, 3, S, S].
+        canvases: uint8 [K, 3, S, S], on the network's device.
         warnings: machine-readable notes, e.g. `few_patches`.
     """
 
@@ -62,15 +66,55 @@ class InferenceError(ModelError):
     """The network gave a score that is not a number."""
 
 
+class Pending:
+    """A batch that was handed to the device; on a CPU it is scored by then.
+
+    Args:
+        logits: float32 [n]; on a GPU in pinned memory, which the device still writes to.
+        copied: marks the end of that.
+        finish: turns them into detections.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        copied: torch.cuda.Event | None,
+        finish: Callable[[Tensor], list[Detection]],
+    ) -> None:
+        self._logits = logits
+        self._copied = copied
+        self._finish = finish
+
+    @property
+    def ready(self) -> bool:
+        """Whether `result` would not wait."""
+        return self._copied is None or self._copied.query()  # type: ignore[no-untyped-call]
+
+    def result(self) -> list[Detection]:
+        """Wait for the device.
+
+        Raises:
+            InferenceError: a score is not finite.
+            RuntimeError: the device failed.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._finish(self._logits)
+
+
 class Detector:
     """A loaded network with its patch rule, calibration and thresholds.
 
-    `prepare` may run in many threads at once, `predict` in one.
+    `prepare` may run in many threads at once, all else in one.
     """
 
-    def __init__(self, model: NSNet, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(
+        self, model: NSNet, engine: Engine, checkpoint: Checkpoint, device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
         metadata = checkpoint.metadata
         self._model = model
+        self._engine = engine
         self._calibration = metadata.calibration
         self.name = metadata.name
         self.version = metadata.version
@@ -78,7 +122,8 @@ class Detector:
         self.backbone = metadata.network.backbone
         self.backbone_sha256 = metadata.backbone_sha256
         self.device = device
-        self.dtype = model.visual.conv1.weight.dtype
+        self.engine = engine.name
+        self.dtype = "int8" if engine.name == "int8" else str(dtype).removeprefix("torch.")
         self.thresholds = metadata.thresholds
         self.min_side = metadata.network.patches.min_side
         self.calibration: Mapping[str, Any] = metadata.calibration.model_dump()
@@ -92,6 +137,8 @@ class Detector:
         backbone: Path | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        engine: str = "auto",
+        threads: int | None = None,
     ) -> Self:
         """Load a checkpoint and the tower it names.
 
@@ -101,6 +148,8 @@ class Detector:
             device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ...
             dtype: of the tower: `auto` (bfloat16 on CUDA and on CPUs that multiply it natively,
                 else float32), or by name.
+            engine: what runs the tower, see `engines.make_engine`.
+            threads: of an engine with threads of its own; None: as many as torch has here.
 
         Raises:
             ModelError: with one clear line.
@@ -117,13 +166,23 @@ class Detector:
         where, kind = place(device, dtype)
         model = build_model(stored, tower.visual)
         model.visual.to(kind)
-        return cls(model.to(where), stored, where)
+        model.to(where)
+        run = make_engine(
+            engine, model, device=where, dtype=kind, threads=threads or torch.get_num_threads()
+        )
+        if not isinstance(run, TorchEngine):
+            # It has weights of its own: the tower's would only take memory.
+            model.visual.transformer = None
+        return cls(model, run, stored, where, kind)
 
-    def warm_up(self, batch_sizes: Sequence[int] = (1,)) -> None:
-        """Run blank batches of these sizes, so that the first request pays for nothing."""
-        size = self._model.config.patches.canvas_size
-        for count in batch_sizes:
-            self._logits([torch.zeros(1, 3, size, size, dtype=torch.uint8)] * count)
+    def warm_up(self, images: Sequence[int] = (1,)) -> None:
+        """Run blank batches of so many images, so that the first request pays for nothing."""
+        rule = self._model.config.patches
+        blank = torch.zeros(
+            rule.canvases, 3, rule.canvas_size, rule.canvas_size, dtype=torch.uint8
+        ).to(self.device)
+        for count in images:
+            self.logits([Prepared(blank, ())] * count)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> Prepared:
         """Select the patches of one image.
@@ -135,24 +194,43 @@ class Detector:
             ImageTooSmallError: a side is below `min_side`.
         """
         writable = pixels if pixels.flags.writeable else pixels.copy()  # torch knows no other
-        image = torch.from_numpy(writable).permute(2, 0, 1).unsqueeze(0)
-        selection = select_patches(image, self._model.config.patches)
+        image = torch.from_numpy(writable)
+        with _side_stream(self.device) as stream:
+            if stream is not None:
+                image = image.pin_memory().to(self.device, non_blocking=True)
+            selection = select_patches(
+                image.permute(2, 0, 1).unsqueeze(0), self._model.config.patches
+            )
+            if stream is not None:  # only this thread waits: the forward goes on meanwhile
+                stream.synchronize()
         warnings = ("few_patches",) if selection.sparse else ()
         return Prepared(selection.canvases[0], warnings)
 
+    def submit(self, batch: Sequence[Prepared]) -> Pending:
+        """Start scoring prepared images: one forward of all their canvases.
+
+        A GPU works on it while this thread goes on; a CPU is done when this returns.
+
+        Args:
+            batch: at least one image.
+        """
+        warnings = [item.warnings for item in batch]
+        logits = self._logits(batch)
+        copied = None
+        if logits.device.type == "cuda":
+            host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+            logits = host.copy_(logits, non_blocking=True)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        return Pending(logits, copied, functools.partial(self._detections, warnings))
+
     def predict(self, batch: Sequence[Prepared]) -> list[Detection]:
-        """Score prepared images in one forward of all their canvases.
+        """Score prepared images and wait for them.
 
         Raises:
             InferenceError: a score is not finite.
         """
-        if not batch:
-            return []
-        scores = self._calibration.scores(self.logits(batch)).tolist()
-        return [
-            Detection(score, self.thresholds.verdict(score), item.warnings)
-            for score, item in zip(scores, batch, strict=True)
-        ]
+        return self.submit(batch).result() if batch else []
 
     def logits(self, batch: Sequence[Prepared]) -> Tensor:
         """The network's output before calibration, for evaluation and for another calibration.
@@ -166,20 +244,40 @@ class Detector:
         Raises:
             InferenceError: a logit is not finite.
         """
-        logits = self._logits([item.canvases for item in batch])
-        if not torch.isfinite(logits).all():
-            raise InferenceError("the network's output is not finite")
-        return logits
+        return _finite(self._logits(batch).cpu())
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detection]:
         """`prepare` and `predict` together."""
         return self.predict([self.prepare(pixels) for pixels in images])
 
     @torch.inference_mode()
-    def _logits(self, canvases: Sequence[Tensor]) -> Tensor:
-        pixels = torch.cat(list(canvases)).to(self.device)
-        logits: Tensor = self._model(pixels, [len(c) for c in canvases])
-        return logits.double().cpu()
+    def _logits(self, batch: Sequence[Prepared]) -> Tensor:
+        tokens = self._engine(torch.cat([item.canvases for item in batch]))
+        return self._model.judge(tokens, [len(item.canvases) for item in batch])
+
+    def _detections(self, warnings: Sequence[tuple[str, ...]], logits: Tensor) -> list[Detection]:
+        scores = self._calibration.scores(_finite(logits)).tolist()
+        return [
+            Detection(score, self.thresholds.verdict(score), notes)
+            for score, notes in zip(scores, warnings, strict=True)
+        ]
+
+
+def _finite(logits: Tensor) -> Tensor:
+    if not torch.isfinite(logits).all():
+        raise InferenceError("the network's output is not finite")
+    return logits.double()
+
+
+@contextlib.contextmanager
+def _side_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
+    """On a GPU, a stream beside the forward's; elsewhere nothing."""
+    if device.type != "cuda":
+        yield None
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        yield stream
 
 
 def place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:

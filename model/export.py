@@ -31,7 +31,8 @@ class _CanvasLogits(nn.Module):
         self.network = network
 
     def forward(self, canvases: Tensor) -> Tensor:
-        logits: Tensor = self.network.head(self.network.features(canvases))[0]
+        logits: Tensor
+        logits, _ = self.network.head(self.network.decouple(self.network.tokens(canvases)))
         return logits
 
 

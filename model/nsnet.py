@@ -17,8 +17,6 @@ from model.errors import CheckpointError
 from model.nullspace import project
 from model.patches import PAPER_RULE, PatchRule
 
-_CHUNK = 8  # canvases
-
 
 class NSNetConfig(BaseModel):
     """What is built; stored in the checkpoint."""
@@ -115,41 +113,39 @@ class NSNet(nn.Module):
         self.head = Head(width * max(1, len(config.blocks)), config.hidden)
         self.register_buffer("basis", basis.float())
 
-    def features(self, canvases: Tensor) -> Tensor:
-        """Null-space features of canvases: uint8 [n, 3, S, S] -> float32 [n, F].
-
-        The tower runs in its own dtype; what follows it in float32.
-        """
-        pixels = normalise(canvases).to(self.visual.conv1.weight.dtype)
-        return self.decouple(block_tokens(self.visual, pixels, self.reads))
-
     @property
     def reads(self) -> tuple[int, ...]:
         """The blocks whose CLS tokens are read, from 1; the joint space is read after the last."""
         return self.config.blocks or (len(self.visual.transformer.resblocks),)
 
+    def tokens(self, canvases: Tensor) -> Tensor:
+        """What the tower sees: uint8 [n, 3, S, S] -> `block_tokens` of `reads`, in its dtype."""
+        pixels = normalise(canvases).to(self.visual.conv1.weight.dtype)
+        return block_tokens(self.visual, pixels, self.reads)
+
     def decouple(self, tokens: Tensor) -> Tensor:
-        """Null-space features of what `block_tokens` gives for `reads`: -> float32 [n, F]."""
+        """Null-space features of tokens: [n, blocks, width] -> float32 [n, F]."""
         f = tokens.float()
         if self.config.features == "joint":
             f = nn.functional.normalize(f @ self.visual.proj.float(), dim=-1)
         return project(f, self.basis).flatten(1)
 
-    def forward(self, canvases: Tensor, counts: Sequence[int]) -> Tensor:
+    def judge(self, tokens: Tensor, counts: Sequence[int]) -> Tensor:
         """Logits of images, each the mean of its canvases' logits.
 
         Args:
-            canvases: uint8 [n, 3, S, S], the images' canvases one after another.
+            tokens: [n, blocks, width], of the images' canvases one after another.
             counts: canvases per image; they sum to n.
 
         Returns:
             float32 [len(counts)].
         """
-        # In chunks: more at once is no faster on a CPU and takes memory with it.
-        size = _CHUNK if canvases.device.type == "cpu" else len(canvases)
-        chunks = torch.split(canvases, size)
-        logits = torch.cat([self.head(self.features(chunk))[0] for chunk in chunks])
+        logits, _ = self.head(self.decouple(tokens))
         return torch.stack([part.mean() for part in torch.split(logits, list(counts))])
+
+    def forward(self, canvases: Tensor, counts: Sequence[int]) -> Tensor:
+        """`tokens` and `judge` together: uint8 [n, 3, S, S] -> float32 [len(counts)]."""
+        return self.judge(self.tokens(canvases), counts)
 
 
 @functools.cache

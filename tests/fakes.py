@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,30 @@ SLOW_S = 1.0
 HANG = 99  # an image of this grey is never answered
 
 
+class FakePending:
+    """`Pending`, of a device that is done once the gate is open."""
+
+    def __init__(self, gate: threading.Event | None, result: Callable[[], list[Detection]]) -> None:
+        self._gate = gate
+        self._result = result
+
+    @property
+    def ready(self) -> bool:
+        return self._gate is None or self._gate.is_set()
+
+    def result(self) -> list[Detection]:
+        if self._gate is not None:
+            self._gate.wait(20)
+        return self._result()
+
+
 class FakeDetector:
     """Scores an image by its mean grey / 255.
 
     Attributes:
-        gate: while cleared, `predict` blocks.
-        entered: set once `predict` was entered.
+        gate: while cleared, nothing is scored: `submit` blocks, or its answer is not ready.
+        entered: set once `submit` was entered.
+        asynchronous: like a GPU, `submit` returns before the batch is scored.
         batches: sizes of the batches it was given.
         broken: the device fails for good.
         threads: that torch would use in the last forward.
@@ -34,7 +52,8 @@ class FakeDetector:
     backbone = "none"
     backbone_sha256 = "0" * 64
     device = torch.device("cpu")
-    dtype = torch.float32
+    engine = "fake"
+    dtype = "float32"
     thresholds = Thresholds(real_below=0.3, ai_above=0.7)
     min_side = 64
 
@@ -42,6 +61,7 @@ class FakeDetector:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
+        self.asynchronous = False
         self.batches: list[int] = []
         self.broken = False
         self.threads = 0
@@ -59,10 +79,16 @@ class FakeDetector:
         grey = torch.tensor([[[[float(pixels.mean())]]]])
         return Prepared(grey, ())
 
-    def predict(self, batch: Sequence[Prepared]) -> list[Detection]:
+    def submit(self, batch: Sequence[Prepared]) -> "FakePending":
         self.entered.set()
-        self.gate.wait(20)
         self.batches.append(len(batch))
+        if self.asynchronous:
+            return FakePending(self.gate, lambda: self._score(batch))
+        self.gate.wait(20)
+        found = self._score(batch)
+        return FakePending(None, lambda: found)
+
+    def _score(self, batch: Sequence[Prepared]) -> list[Detection]:
         self.threads = torch.get_num_threads()
         values = [float(item.canvases.mean()) for item in batch]
         if self.broken or any(round(v) == POISON for v in values):

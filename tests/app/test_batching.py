@@ -29,7 +29,7 @@ def start(fake: FakeDetector) -> Iterator[Start]:
     def run(**options: Any) -> Batcher:
         settings = {"max_batch": 4, "max_wait_s": 0.02, "stuck_after_s": 60.0} | options
         batcher = Batcher(
-            settings.pop("predict", fake.predict), lambda: fake.warm_up([1]), lambda: None,
+            settings.pop("submit", fake.submit), lambda: fake.warm_up([1]), lambda: None,
             Metrics(), **settings,
         )  # fmt: skip
         batcher.start()
@@ -103,6 +103,67 @@ def test_a_poison_image_fails_alone(start: Start, fake: FakeDetector) -> None:
     asyncio.run(run())
 
 
+def test_a_gpu_gets_the_next_full_batch_before_it_is_done_with_this_one(
+    start: Start, fake: FakeDetector
+) -> None:
+    fake.asynchronous = True
+
+    async def run() -> None:
+        batcher = start(max_batch=2, max_wait_s=0.01)
+        fake.gate.clear()
+        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in range(20, 27)]
+        await asyncio.to_thread(eventually, lambda: fake.batches == [2, 2])
+        await asyncio.sleep(0.05)
+        assert fake.batches == [2, 2]  # one ahead, not more: what waits can still be cancelled
+        assert not any(call.done() for call in calls)
+        fake.gate.set()
+        assert await codes(calls) == list(range(20, 27))
+
+    asyncio.run(run())
+    assert fake.batches == [2, 2, 2, 1]
+
+
+def test_a_gpu_answers_a_batch_before_the_next_one_is_full(
+    start: Start, fake: FakeDetector
+) -> None:
+    fake.asynchronous = True
+
+    async def run() -> None:
+        batcher = start(max_batch=2, max_wait_s=0.01)
+        fake.gate.clear()
+        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in (20, 21, 22)]
+        await asyncio.to_thread(fake.entered.wait, 5)
+        fake.gate.set()
+        assert await codes(calls) == [20, 21, 22]
+        assert await codes([batcher.score(item(23), later())]) == [23]
+
+    asyncio.run(run())
+
+
+def test_what_fails_on_a_gpu_fails_alone_though_the_next_batch_is_under_way(
+    start: Start, fake: FakeDetector
+) -> None:
+    fake.asynchronous = True
+
+    async def run() -> None:
+        batcher = start(max_batch=3, max_wait_s=0.05)
+        fake.gate.clear()
+        greys = [20, POISON, 22, 23, 24, POISON, 26]
+        calls = [asyncio.ensure_future(batcher.score(item(g), later())) for g in greys]
+        await asyncio.to_thread(eventually, lambda: fake.batches == [3, 3])
+        fake.gate.set()
+        failed = "inference_failed"
+        assert await codes(calls) == [20, failed, 22, 23, 24, failed, 26]
+        assert batcher.alive
+        fake.broken = True
+        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in range(30, 40)]
+        assert await asyncio.wait_for(codes(calls), 10) == [failed] * 10
+        await asyncio.to_thread(batcher._thread.join, 5)
+        assert not batcher.alive
+
+    asyncio.run(run())
+
+
 def test_a_cancelled_image_is_skipped_and_its_future_left_alone(
     start: Start, fake: FakeDetector
 ) -> None:
@@ -170,7 +231,7 @@ def test_not_even_a_base_exception_leaves_anybody_waiting(
         raise error
 
     async def run() -> None:
-        batcher = start(predict=explode)
+        batcher = start(submit=explode)
         call = asyncio.wait_for(codes([batcher.score(item(20), later())]), 10)
         assert await call == ["inference_failed"]
 

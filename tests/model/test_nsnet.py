@@ -28,7 +28,7 @@ def test_logits_are_the_means_of_each_images_canvases(network: NSNet) -> None:
 
 def test_features_hold_no_text_direction(network: NSNet) -> None:
     with torch.inference_mode():
-        features = network.features(canvases(3)).view(-1, network.basis.shape[0])
+        features = network.decouple(network.tokens(canvases(3))).view(-1, network.basis.shape[0])
     assert features.norm(dim=1).min() > 0.05
     assert float((features @ network.basis).abs().max()) < 1e-4
 

@@ -1,0 +1,282 @@
+"""What runs the tower: torch, or on a CPU OpenVINO, in its float type or with int8 products.
+
+An engine changes how fast the tokens are computed, never which: the checkpoint is the same for all.
+`benchmarks/engines.py` measures by how much scores, verdicts and speed differ between them.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip.transformer import QuickGELU, VisionTransformer
+from torch import Tensor, nn
+
+from model.backbone import MEAN, STD
+from model.errors import ModelError
+from model.nsnet import NSNet
+
+ENGINES = ("torch", "openvino", "int8")
+# In one forward on a CPU: more at once is no faster, and takes memory with it.
+_CPU_TOKENS = 8 * 197
+
+
+class EngineError(ModelError):
+    """The engine cannot be had here, or does not know the tower."""
+
+
+class Engine(Protocol):
+    """A tower ready to run."""
+
+    name: str
+
+    def __call__(self, canvases: Tensor) -> Tensor:
+        """ln_post of the CLS tokens of the blocks read.
+
+        Args:
+            canvases: uint8 [n, 3, S, S].
+
+        Returns:
+            float [n, blocks, width], on the device that computed it.
+        """
+
+
+def make_engine(
+    name: str, model: NSNet, *, device: torch.device, dtype: torch.dtype, threads: int
+) -> Engine:
+    """Build an engine for a network's tower.
+
+    Args:
+        name: `auto`, or one of `ENGINES`. `auto` is int8 on a CPU that multiplies int8 natively and
+            has OpenVINO, else torch.
+        model: the network, LoRA merged, on `device`.
+        device: where torch runs.
+        dtype: of torch's weights, and of what OpenVINO computes in floating point.
+        threads: of OpenVINO's; torch's are a setting of the process.
+
+    Raises:
+        EngineError: an unknown name, OpenVINO for another device than a CPU, OpenVINO not
+            installed, or a tower that OpenVINO's graph has no words for.
+    """
+    if name == "auto":
+        name = "int8" if device.type == "cpu" and _int8_is_native() and _openvino() else "torch"
+    if name not in ENGINES:
+        raise EngineError(f"the engine {name!r} is not one of auto, {', '.join(ENGINES)}")
+    if name == "torch":
+        return TorchEngine(model)
+    if device.type != "cpu":
+        raise EngineError(f"the engine {name!r} runs on the CPU, not on {device}")
+    return OpenVinoEngine(model.visual, model.reads, dtype, threads, int8=name == "int8")
+
+
+def _int8_is_native() -> bool:
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+def _openvino() -> Any | None:
+    # The runtime comes with a package that reports its use to its maker, and is made to do without
+    # it. This process tells nobody anything.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError:  # no wheel for this platform
+        return None
+    return openvino
+
+
+class TorchEngine:
+    """The network's own tower, in the dtype and on the device that its weights have."""
+
+    name = "torch"
+
+    def __init__(self, model: NSNet) -> None:
+        self._model = model
+        self._chunk = _chunk(model.visual) if model.visual.conv1.weight.device.type == "cpu" else 0
+
+    def __call__(self, canvases: Tensor) -> Tensor:
+        """See `Engine`."""
+        chunks = torch.split(canvases, self._chunk or len(canvases))
+        return torch.cat([self._model.tokens(chunk) for chunk in chunks])
+
+
+class OpenVinoEngine:
+    """The tower as an OpenVINO graph.
+
+    With `int8`, the weights of every linear layer are rounded to int8 per output channel, and its
+    inputs per token as they come: CLIP's activations have outlier channels and tokens, which ruin
+    one scale for all, and which calibration images would have to meet.
+
+    Args:
+        visual: the tower, LoRA merged; not needed any more afterwards.
+        reads: blocks read, from 1, rising.
+        dtype: bfloat16 or float32, of what is not int8.
+        threads: CPU threads of one forward.
+        int8: whether linear layers multiply in int8.
+    """
+
+    def __init__(
+        self,
+        visual: VisionTransformer,
+        reads: Sequence[int],
+        dtype: torch.dtype,
+        threads: int,
+        *,
+        int8: bool,
+    ) -> None:
+        ov = _openvino()
+        if ov is None:
+            raise EngineError("OpenVINO is not installed here: pip install openvino")
+        self.name = "int8" if int8 else "openvino"
+        self._chunk = _chunk(visual)
+        width = visual.conv1.weight.shape[0]
+        precision = "bf16" if dtype == torch.bfloat16 else "f32"
+        options = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            # Decoders share the cores: a thread pinned to one would wait for them.
+            "ENABLE_CPU_PINNING": False,
+            # One scale per token: no layer's input is wider than its group of channels, or it is a
+            # multiple of it.
+            **({"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(width)} if int8 else {}),
+        }
+        graph = _Graph(ov.opset13, int8=int8).tower(visual, reads)
+        self._request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()
+
+    def __call__(self, canvases: Tensor) -> Tensor:
+        """See `Engine`."""
+        found = [
+            # The request's own output is overwritten by the next one.
+            torch.from_numpy(np.array(self._request.infer([chunk.numpy()])[0]))
+            for chunk in torch.split(canvases.contiguous(), self._chunk)
+        ]
+        return torch.cat(found)
+
+
+def _chunk(visual: VisionTransformer) -> int:
+    length: int = visual.positional_embedding.shape[0]
+    return max(1, _CPU_TOKENS // length)
+
+
+class _Graph:
+    """CLIP's image tower in OpenVINO's operations."""
+
+    def __init__(self, ops: Any, *, int8: bool) -> None:
+        self._ops = ops
+        self._int8 = int8
+
+    def tower(self, visual: VisionTransformer, reads: Sequence[int]) -> Any:
+        """Canvases uint8 [n, 3, S, S] -> ln_post of CLS tokens float32 [n, len(reads), width]."""
+        import openvino as ov
+
+        ops, const, index = self._ops, self._const, self._index
+        blocks = visual.transformer.resblocks
+        _check(visual, blocks)
+        width, patch = visual.conv1.weight.shape[0], visual.conv1.weight.shape[-1]
+        side = visual.image_size[0]
+        canvases = ops.parameter([-1, 3, side, side], np.uint8, name="canvases")
+        mean, std = (255 * np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+        pixels = ops.multiply(
+            ops.subtract(ops.convert(canvases, "f32"), const(mean)), const(1 / std)
+        )
+        grid = ops.convolution(
+            pixels, const(visual.conv1.weight), [patch, patch], [0, 0], [0, 0], [1, 1]
+        )
+        length = (side // patch) ** 2
+        patches = ops.transpose(
+            ops.reshape(grid, index([0, width, length]), special_zero=True), index([0, 2, 1])
+        )
+        positions = _numpy(visual.positional_embedding)
+        start = (_numpy(visual.class_embedding) + positions[0]).reshape(1, 1, width)
+        count = ops.gather(ops.shape_of(canvases), index([0]), index(0))
+        tokens = ops.concat([
+            ops.broadcast(const(start), ops.concat([count, index([1, width])], axis=0)),
+            ops.add(patches, const(positions[1:])),
+        ], axis=1)  # fmt: skip
+        tokens = self._norm(tokens, visual.ln_pre)
+        found = []
+        for number, block in enumerate(blocks[: reads[-1]], 1):
+            tokens = self._block(tokens, block)
+            if number in reads:
+                cls = ops.gather(tokens, index([0]), index(1))
+                found.append(self._norm(cls, visual.ln_post))
+        return ov.Model([ops.concat(found, axis=1)], [canvases], "tower")
+
+    def _block(self, tokens: Any, block: Any) -> Any:
+        ops, index, attention = self._ops, self._index, block.attn
+        heads, width = attention.num_heads, attention.embed_dim
+        normed = self._norm(tokens, block.ln_1)
+        fused = self._linear(normed, attention.in_proj_weight, attention.in_proj_bias)
+        shape = index([0, 0, 3, heads, width // heads])
+        split = ops.transpose(ops.reshape(fused, shape, special_zero=True), index([2, 0, 3, 1, 4]))
+        query, key, value = (ops.gather(split, index(part), index(0)) for part in range(3))
+        mixed = ops.transpose(
+            ops.scaled_dot_product_attention(query, key, value), index([0, 2, 1, 3])
+        )
+        mixed = ops.reshape(mixed, index([0, 0, width]), special_zero=True)
+        out = attention.out_proj
+        tokens = ops.add(tokens, self._linear(mixed, out.weight, out.bias))
+        widen, narrow = block.mlp.c_fc, block.mlp.c_proj
+        hidden = self._linear(self._norm(tokens, block.ln_2), widen.weight, widen.bias)
+        if isinstance(block.mlp.gelu, QuickGELU):
+            hidden = ops.swish(hidden, self._const(np.array(1.702)))
+        else:
+            hidden = ops.gelu(hidden, "erf")
+        return ops.add(tokens, self._linear(hidden, narrow.weight, narrow.bias))
+
+    def _norm(self, x: Any, norm: nn.LayerNorm) -> Any:
+        ops = self._ops
+        centred = ops.mvn(x, self._index([-1]), True, norm.eps, "INSIDE_SQRT")
+        return ops.add(ops.multiply(centred, self._const(norm.weight)), self._const(norm.bias))
+
+    def _linear(self, x: Any, weight: Tensor, bias: Tensor) -> Any:
+        ops = self._ops
+        w: Any
+        if self._int8:
+            values, scales = int8_rows(_numpy(weight))
+            w = ops.multiply(ops.convert(ops.constant(values), "f32"), self._const(scales))
+        else:
+            w = self._const(weight)
+        return ops.add(ops.matmul(x, w, transpose_a=False, transpose_b=True), self._const(bias))
+
+    def _const(self, values: Tensor | NDArray[Any]) -> Any:
+        array = _numpy(values) if isinstance(values, Tensor) else values
+        return self._ops.constant(np.array(array, np.float32, order="C"))
+
+    def _index(self, values: int | list[int]) -> Any:
+        return self._ops.constant(np.array(values, np.int64))
+
+
+def int8_rows(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round a matrix to int8 with one scale per row, symmetrically.
+
+    Returns:
+        int8 [out, in] and the scales float32 [out, 1]: their product is nearest to the weight.
+    """
+    scales = np.maximum(np.abs(weight).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+    return np.round(weight / scales).astype(np.int8), scales
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
+    return array
+
+
+def _check(visual: VisionTransformer, blocks: Any) -> None:
+    """Refuse a tower with parts that the graph does not draw: its tokens would be wrong."""
+    plain: Callable[[Any], bool] = lambda part: isinstance(part, nn.Identity)  # noqa: E731
+    known = (
+        visual.conv1.bias is None
+        and isinstance(visual.ln_pre, nn.LayerNorm)
+        and all(
+            plain(block.ls_1) and plain(block.ls_2)
+            and isinstance(block.attn, nn.MultiheadAttention)
+            and isinstance(block.mlp.gelu, (QuickGELU, nn.GELU))
+            for block in blocks
+        )
+    )  # fmt: skip
+    if not known:
+        raise EngineError("OpenVINO's graph does not know this tower; use NSNET_ENGINE=torch")

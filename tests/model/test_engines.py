@@ -1,0 +1,135 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model import engines
+from model.backbone import load_backbone
+from model.detector import Detector
+from model.engines import EngineError, int8_rows, make_engine
+from model.nsnet import NSNet
+from tests.conftest import TINY
+from tests.model.test_nsnet import canvases
+
+CPU = torch.device("cpu")
+
+
+def tokens(network: NSNet, name: str, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    with torch.inference_mode():
+        return make_engine(name, network, device=CPU, dtype=dtype, threads=1)(pixels).float()
+
+
+def test_every_engine_gives_the_towers_tokens(network: NSNet) -> None:
+    pixels = canvases(3)
+    with torch.inference_mode():
+        expected = network.tokens(pixels)
+    assert torch.equal(tokens(network, "torch", pixels, torch.float32), expected)
+    assert torch.allclose(tokens(network, "openvino", pixels, torch.float32), expected, atol=1e-4)
+    rounded = tokens(network, "int8", pixels, torch.float32)
+    assert torch.nn.functional.cosine_similarity(rounded, expected, dim=-1).min() > 0.99
+
+
+def test_a_tower_with_exact_gelu_is_drawn_with_it(network: NSNet) -> None:
+    """CLIP of other makers has GELU where OpenAI's has QuickGELU."""
+    for block in network.visual.transformer.resblocks:
+        block.mlp.gelu = torch.nn.GELU()
+    pixels = canvases(2)
+    with torch.inference_mode():
+        expected = network.tokens(pixels)
+    assert torch.allclose(tokens(network, "openvino", pixels, torch.float32), expected, atol=1e-4)
+
+
+def test_a_tower_the_graph_does_not_know_is_refused(network: NSNet) -> None:
+    network.visual.transformer.resblocks[0].ls_1 = torch.nn.Linear(1, 1)
+    with pytest.raises(EngineError, match="NSNET_ENGINE=torch"):
+        make_engine("openvino", network, device=CPU, dtype=torch.float32, threads=1)
+
+
+def test_many_canvases_go_in_chunks_and_keep_their_order(
+    network: NSNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = canvases(7)
+    whole = {name: tokens(network, name, pixels, torch.float32) for name in ("torch", "openvino")}
+    monkeypatch.setattr(engines, "_CPU_TOKENS", 3 * network.visual.positional_embedding.shape[0])
+    for name, expected in whole.items():
+        found = tokens(network, name, pixels, torch.float32)
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_rows_are_rounded_to_int8_each_by_its_own_scale() -> None:
+    weight = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
+    weight[1] *= 1000
+    weight[2] = 0
+    values, scales = int8_rows(weight)
+    assert values.dtype == np.int8
+    assert np.abs(values).max(axis=1).tolist() == [127, 127, 0, 127, 127]
+    assert (np.abs(values * scales - weight) <= scales / 2 * 1.001).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "native", "installed", "expected"),
+    [
+        ("auto", "cpu", True, True, "int8"),
+        ("auto", "cpu", False, True, "torch"),
+        ("auto", "cpu", True, False, "torch"),
+        ("auto", "meta", True, True, "torch"),  # as on a GPU
+        ("torch", "cpu", True, True, "torch"),
+    ],
+)
+def test_auto_is_int8_where_the_cpu_has_it(
+    network: NSNet, monkeypatch: pytest.MonkeyPatch, name: str, device: str, native: bool,
+    installed: bool, expected: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(engines, "_int8_is_native", lambda: native)
+    if not installed:
+        monkeypatch.setattr(engines, "_openvino", lambda: None)
+    engine = make_engine(name, network, device=torch.device(device), dtype=torch.float32, threads=1)
+    assert engine.name == expected
+
+
+def test_what_cannot_run_is_refused_in_one_line(
+    network: NSNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(name: str, device: str = "cpu") -> None:
+        make_engine(name, network, device=torch.device(device), dtype=torch.float32, threads=1)
+
+    with pytest.raises(EngineError, match="'tpu' is not one of"):
+        make("tpu")
+    with pytest.raises(EngineError, match="not on meta"):
+        make("int8", "meta")
+    monkeypatch.setattr(engines, "_openvino", lambda: None)
+    with pytest.raises(EngineError, match="pip install openvino"):
+        make("int8")
+
+
+def test_a_detector_says_the_same_with_every_engine(checkpoint: Path, tiny_tower: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    scores = {}
+    for name in engines.ENGINES:
+        detector = Detector.load(
+            checkpoint, backbone=tiny_tower, device="cpu", dtype="float32", engine=name, threads=1
+        )
+        assert detector.engine == name
+        detector.warm_up([1, 2])
+        scores[name] = [found.score for found in detector.detect([image, image[:70, :70]])]
+    assert scores["openvino"] == pytest.approx(scores["torch"], abs=1e-4)
+    assert scores["int8"] == pytest.approx(scores["torch"], abs=0.05)
+    assert scores["torch"][0] != scores["torch"][1]
+
+
+def test_openvino_is_loaded_without_its_telemetry() -> None:
+    code = (
+        "import sys; from model import engines; assert engines._openvino();"
+        "assert sys.modules.get('openvino_telemetry') is None"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_tower_is_not_kept_twice(checkpoint: Path, tiny_tower: Path) -> None:
+    tower = load_backbone(TINY, path=tiny_tower)
+    assert sum(p.numel() for p in tower.visual.transformer.parameters()) > 0
+    detector = Detector.load(checkpoint, backbone=tiny_tower, device="cpu", engine="int8")
+    assert detector._model.visual.transformer is None
