@@ -1,5 +1,6 @@
 """Real servers on loopback: in a thread, to hold the detector's strings; in a process, to kill."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -41,6 +42,7 @@ class Running:
     fake: FakeDetector
     service: Service
     loading: threading.Event
+    loop: asyncio.AbstractEventLoop
 
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30, **options)
@@ -70,7 +72,7 @@ def running(*, load_now: bool = True, cached: bool = False, **settings: Any) -> 
     try:
         eventually(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        found = Running(f"http://127.0.0.1:{port}", fake, app.state.service, loading)
+        found = Running(f"http://127.0.0.1:{port}", fake, app.state.service, loading, server._loop)
         if load_now:
             eventually(lambda: httpx.get(f"{found.url}/readyz").status_code == 200)
         yield found

@@ -1,5 +1,6 @@
 """Every row of the error table, and every failure seen in other servers, against a real server."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -400,3 +401,26 @@ def test_the_loop_stays_free_while_images_are_decoded_and_scored() -> None:
         assert all(posting.result().status_code == 200 for posting in load)
     assert len(laps) > 10
     assert sorted(laps)[len(laps) // 2] < 0.1
+
+
+def test_nothing_holds_the_loop_longer_than_20_ms() -> None:
+    """Counted in the loop thread's own CPU time, so that a busy machine changes nothing."""
+    with running(max_queue=64) as server:
+        held: list[float] = []
+
+        async def watch() -> None:
+            last = time.thread_time()
+            while True:
+                await asyncio.sleep(0.002)
+                now = time.thread_time()
+                held.append(now - last)
+                last = now
+
+        watching = asyncio.run_coroutine_threadsafe(watch(), server.loop)
+        data = jpeg(4000, 3000)
+        load = [Posting(server, "/detect/batch", files=[("files", data)] * 8) for _ in range(2)]
+        load += [Posting(server, "/detect", files={"file": data}) for _ in range(8)]
+        assert all(posting.result().status_code == 200 for posting in load)
+        watching.cancel()
+    assert len(held) > 100
+    assert max(held) < 0.02
