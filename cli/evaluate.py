@@ -18,6 +18,7 @@ _Data = Annotated[
 _Split = Annotated[str, typer.Option(help="rows of the data to use")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 _Dtype = Annotated[str, typer.Option(help="of the tower: auto, float32, bfloat16 or float16")]
+_Engine = Annotated[str, typer.Option(help="what runs it: auto, torch, openvino or int8")]
 _Backbone = Annotated[Path | None, typer.Option(help="the tower's file, instead of the cache")]
 
 
@@ -29,6 +30,7 @@ def evaluate(
     conditions: Annotated[str | None, typer.Option(help="comma-separated; all by default")] = None,
     device: _Device = "auto",
     dtype: _Dtype = "auto",
+    engine: _Engine = "auto",
     backbone: _Backbone = None,
 ) -> None:
     """Score images under every condition; write report.json, report.md, scores.csv and plots."""
@@ -50,7 +52,9 @@ def evaluate(
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(f"no folder can be made at {to}: {error.strerror}") from None
-    detector = Detector.load(checkpoint, backbone=backbone, device=device, dtype=dtype)
+    detector = Detector.load(
+        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine
+    )
     scored = run(rows, detector, conditions=chosen, progress=True)
     report = build_report(
         rows, scored, detector,
@@ -86,6 +90,7 @@ def calibrate(
     missed: Annotated[float, typer.Option(help="largest share of AI images called real")] = 0.05,
     device: _Device = "auto",
     dtype: _Dtype = "auto",
+    engine: _Engine = "auto",
     backbone: _Backbone = None,
 ) -> None:
     """Fit the calibration and the thresholds of a checkpoint to other, held-out images."""
@@ -99,7 +104,9 @@ def calibrate(
         raise ModelError(f"{error.name} is not installed: pip install 'nsnet[train]'") from None
 
     rows = read_dataset(data, split)
-    detector = Detector.load(checkpoint, backbone=backbone, device=device, dtype=dtype)
+    detector = Detector.load(
+        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine
+    )
     metadata = recalibrate(
         checkpoint, to, rows, detector,
         data=f"{data.name}, split {split}", accused=accused, missed=missed, progress=True,

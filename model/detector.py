@@ -165,14 +165,11 @@ class Detector:
             )  # fmt: skip
         where, kind = place(device, dtype)
         model = build_model(stored, tower.visual)
-        model.visual.to(kind)
-        model.to(where)
         run = make_engine(
             engine, model, device=where, dtype=kind, threads=threads or torch.get_num_threads()
         )
         if not isinstance(run, TorchEngine):
-            # It has weights of its own: the tower's would only take memory.
-            model.visual.transformer = None
+            model.release_tower()  # the engine has weights of its own
         return cls(model, run, stored, where, kind)
 
     def warm_up(self, images: Sequence[int] = (1,)) -> None:

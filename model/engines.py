@@ -51,8 +51,8 @@ def make_engine(
     Args:
         name: `auto`, or one of `ENGINES`. `auto` is int8 on a CPU that multiplies int8 natively and
             has OpenVINO, else torch.
-        model: the network, LoRA merged, on `device`.
-        device: where torch runs.
+        model: the network, LoRA merged; moved to `device` for torch, else left as it is.
+        device: where it runs.
         dtype: of torch's weights, and of what OpenVINO computes in floating point.
         threads: of OpenVINO's; torch's are a setting of the process.
 
@@ -65,7 +65,7 @@ def make_engine(
     if name not in ENGINES:
         raise EngineError(f"the engine {name!r} is not one of auto, {', '.join(ENGINES)}")
     if name == "torch":
-        return TorchEngine(model)
+        return TorchEngine(model, device, dtype)
     if device.type != "cpu":
         raise EngineError(f"the engine {name!r} runs on the CPU, not on {device}")
     return OpenVinoEngine(model.visual, model.reads, dtype, threads, int8=name == "int8")
@@ -88,13 +88,14 @@ def _openvino() -> Any | None:
 
 
 class TorchEngine:
-    """The network's own tower, in the dtype and on the device that its weights have."""
+    """The network's own tower."""
 
     name = "torch"
 
-    def __init__(self, model: NSNet) -> None:
-        self._model = model
-        self._chunk = _chunk(model.visual) if model.visual.conv1.weight.device.type == "cpu" else 0
+    def __init__(self, model: NSNet, device: torch.device, dtype: torch.dtype) -> None:
+        model.visual.to(dtype)
+        self._model = model.to(device)
+        self._chunk = _chunk(model.visual) if device.type == "cpu" else 0
 
     def __call__(self, canvases: Tensor) -> Tensor:
         """See `Engine`."""

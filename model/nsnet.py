@@ -123,6 +123,12 @@ class NSNet(nn.Module):
         pixels = normalise(canvases).to(self.visual.conv1.weight.dtype)
         return block_tokens(self.visual, pixels, self.reads)
 
+    def release_tower(self) -> None:
+        """Let go of the memory that only `tokens` needs, where an engine gives them instead."""
+        rest = nn.Module()
+        rest.register_buffer("proj", self.visual.proj.detach().clone())
+        self.visual = rest
+
     def decouple(self, tokens: Tensor) -> Tensor:
         """Null-space features of tokens: [n, blocks, width] -> float32 [n, F]."""
         f = tokens.float()

@@ -47,7 +47,8 @@ def build_report(
             "calibration": dict(detector.calibration),
             "thresholds": detector.thresholds.model_dump(),
             "device": str(detector.device),
-            "dtype": str(detector.dtype).removeprefix("torch."),
+            "engine": detector.engine,
+            "dtype": detector.dtype,
         },
         "data": {
             "name": data,
@@ -97,8 +98,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     parts = [
         f"# Evaluation of {checkpoint['name']} {checkpoint['version']}",
         f"    {report['command']}",
-        f"Checkpoint sha256 `{checkpoint['sha256']}`, {checkpoint['dtype']} on "
-        f"{checkpoint['device']}; `real` below {cuts['real_below']:.4f}, `ai_generated` from "
+        f"Checkpoint sha256 `{checkpoint['sha256']}`, run by {checkpoint['engine']} in "
+        f"{checkpoint['dtype']} on {checkpoint['device']}; `real` below {cuts['real_below']:.4f}, `ai_generated` from "
         f"{cuts['ai_above']:.4f} on.",
         f"Data: {data['name']}; {data['images']['ai']} AI images of {data['groups']['ai']} groups, "
         f"{data['images']['real']} photographs of {data['groups']['real']} groups; "

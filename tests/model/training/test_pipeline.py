@@ -97,7 +97,7 @@ def test_a_checkpoint_is_trained_recorded_and_detects(
     assert metadata.projector.rank == 4
     assert metadata.projector.source == "toy"
 
-    detector = Detector.load(out, backbone=tower, device="cpu", dtype="float32")
+    detector = Detector.load(out, backbone=tower, device="cpu", dtype="float32", engine="torch")
     pixels = [np.asarray(Image.open(tmp_path / f"{i}.png")) for i in range(4)]
     scores = [d.score for d in detector.detect(pixels)]
     assert max(scores[0], scores[2]) < 0.5 < min(scores[1], scores[3])
