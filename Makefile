@@ -31,8 +31,8 @@ check: $(VENV)/.dev  ## lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev  ## score a manifest over HTTP: make bench MANIFEST=path/to/manifest.csv
+accuracy: $(VENV)/.dev  ## score a manifest over HTTP: make accuracy MANIFEST=path/to/manifest.csv
 	$(BIN)/nsnet backbone fetch
 	$(BIN)/python benchmarks/accuracy.py $(MANIFEST)
 
-.PHONY: help serve test check bench
+.PHONY: help serve test check accuracy

@@ -11,12 +11,7 @@ import argparse
 import contextlib
 import io
 import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +24,7 @@ from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cli.local import local_server
 from model.checkpoint import Verdict
 from model.evaluation.conditions import CONDITIONS, name_rng
 from model.evaluation.evaluate import Scored
@@ -43,31 +39,13 @@ CLIENTS = 4
 
 @contextlib.contextmanager
 def server(checkpoint: Path) -> Iterator[httpx.Client]:
-    """A real server on a free port, ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "NSNET_PORT": str(port), "NSNET_HOST": "127.0.0.1", "NSNET_CHECKPOINT": str(checkpoint),
-        "NSNET_CACHE_SIZE": "0", "NSNET_LOG_LEVEL": "warning", "NSNET_DEADLINE_S": "120",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "cli.main", "serve"]
-    process = subprocess.Popen(command, env=environment, cwd=ROOT)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-            start = time.monotonic()
-            while True:
-                with contextlib.suppress(httpx.TransportError):
-                    if client.get("/readyz").status_code == 200:
-                        break
-                if process.poll() is not None or time.monotonic() - start > 120:
-                    raise SystemExit("the server did not become ready")
-                time.sleep(0.1)
-            print(f"  ready after {time.monotonic() - start:.1f} s", flush=True)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(30)
+    """A real server, ready."""
+    with (
+        local_server(checkpoint=str(checkpoint), deadline_s="120") as local,
+        httpx.Client(base_url=local.url, timeout=120) as client,
+    ):
+        print(f"  ready after {local.ready_s:.1f} s", flush=True)
+        yield client
 
 
 def without_selection(checkpoint: Path, folder: Path) -> Path:

@@ -7,20 +7,15 @@ The tower must be in the cache (`nsnet backbone fetch`).
 
 import argparse
 import io
-import os
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-PORT = 18765
+from cli.local import local_server
 
 
 def main() -> None:
@@ -41,37 +36,18 @@ def main() -> None:
 
 def measure(dtype: str, rng: np.random.Generator) -> tuple[float, float, float]:
     """(seconds to ready, MiB resident when idle, median milliseconds of a request)."""
-    environment = os.environ | {
-        "NSNET_PORT": str(PORT), "NSNET_HOST": "127.0.0.1", "NSNET_DTYPE": dtype,
-        "NSNET_CACHE_SIZE": "0", "NSNET_LOG_LEVEL": "warning",
-    }  # fmt: skip
-    start = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "serve"], env=environment, cwd=ROOT
-    )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as client:
-            while True:
-                try:
-                    if client.get("/readyz").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                if process.poll() is not None:
-                    raise SystemExit("the server ended")
-                time.sleep(0.02)
-            ready = time.monotonic() - start
-            memory = psutil.Process(process.pid).memory_info().rss / 2**20
-            laps = []
-            for _ in range(12):
-                data = jpeg(rng)
-                begin = time.perf_counter()
-                client.post("/detect", files={"file": data}).raise_for_status()
-                laps.append(1000 * (time.perf_counter() - begin))
-        return ready, memory, statistics.median(laps[2:])
-    finally:
-        process.terminate()
-        process.wait(30)
+    with (
+        local_server(dtype=dtype) as local,
+        httpx.Client(base_url=local.url, timeout=60) as client,
+    ):
+        memory = psutil.Process(local.pid).memory_info().rss / 2**20
+        laps = []
+        for _ in range(12):
+            data = jpeg(rng)
+            begin = time.perf_counter()
+            client.post("/detect", files={"file": data}).raise_for_status()
+            laps.append(1000 * (time.perf_counter() - begin))
+    return local.ready_s, memory, statistics.median(laps[2:])
 
 
 def jpeg(rng: np.random.Generator) -> bytes:

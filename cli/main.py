@@ -1,4 +1,4 @@
-"""`nsnet`: serve, detect, settings, backbone; and the training commands of the other modules.
+"""`nsnet`: serve, detect, settings, backbone; and the commands of the other modules.
 
 Each command imports what it needs when it runs: torch takes seconds, `--help` must not.
 """
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from cli.bench import bench
 from cli.evaluate import calibrate, evaluate
 from cli.export import export
 from cli.texts import caption, projector
@@ -22,7 +23,7 @@ from cli.train import ablate, train
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 backbone_app = typer.Typer(no_args_is_help=True, help="The CLIP image tower.")
 app.add_typer(backbone_app, name="backbone")
-for command in (caption, projector, train, calibrate, evaluate, ablate, export):
+for command in (caption, projector, train, calibrate, evaluate, ablate, export, bench):
     app.command()(command)
 
 out = Console()

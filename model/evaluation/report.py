@@ -99,7 +99,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"# Evaluation of {checkpoint['name']} {checkpoint['version']}",
         f"    {report['command']}",
         f"Checkpoint sha256 `{checkpoint['sha256']}`, run by {checkpoint['engine']} in "
-        f"{checkpoint['dtype']} on {checkpoint['device']}; `real` below {cuts['real_below']:.4f}, `ai_generated` from "
+        f"{checkpoint['dtype']} on {checkpoint['device']}; "
+        f"`real` below {cuts['real_below']:.4f}, `ai_generated` from "
         f"{cuts['ai_above']:.4f} on.",
         f"Data: {data['name']}; {data['images']['ai']} AI images of {data['groups']['ai']} groups, "
         f"{data['images']['real']} photographs of {data['groups']['real']} groups; "

@@ -15,7 +15,7 @@ from tests.images import jpeg
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = (
     "serve", "settings", "detect", "backbone", "caption", "projector", "train", "calibrate",
-    "evaluate", "ablate", "export",
+    "evaluate", "ablate", "export", "bench",
 )  # fmt: skip
 
 
@@ -49,6 +49,9 @@ def test_settings_shows_values_and_hides_keys() -> None:
         (["detect", "LICENSE"], {"NSNET_BACKBONE": "/none"}, "cannot be read"),
         (["backbone", "verify", "--path", "LICENSE"], {}, "not a safetensors"),
         (["backbone", "fetch", "ViT-nonsense"], {"PIP_NO_INDEX": "1"}, "no weights for"),
+        (["bench", "--url", "http://127.0.0.1:1"], {}, "no server answers"),
+        (["bench", "--images", "docs"], {}, "no JPEG"),
+        (["bench"], {"NSNET_CHECKPOINT": "/none"}, "no checkpoint"),
         (["train", "none.csv", "--projector", "x", "--to", "y"], {}, "no manifest"),
     ],
 )

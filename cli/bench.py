@@ -1,0 +1,190 @@
+"""`nsnet bench`: how fast a server is, beside the network alone on the same machine."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:  # commands import what they need when they run
+    from cli.load import Closed, Latency, Load, Open, Target
+    from cli.raw import RawFigures
+
+_err = Console(stderr=True)
+_SUFFIXES = (".jpg", ".jpeg")
+
+
+def bench(
+    url: Annotated[
+        str | None, typer.Option(help="a running server; by default one is started")
+    ] = None,
+    concurrency: Annotated[
+        str, typer.Option(help="clients that wait for their answers, comma-separated")
+    ] = "1,16,64",
+    rate: Annotated[
+        float | None, typer.Option(help="images/s by the clock, instead of waiting clients")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="counted, of each load")] = 10.0,
+    warmup: Annotated[float, typer.Option(min=0, help="seconds before them")] = 2.0,
+    images: Annotated[
+        Path | None, typer.Option(help="folder of JPEGs; by default 512 px ones are made")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="file for the figures")] = None,
+) -> None:
+    """Measure latency, rate, batches, CPU and memory of a server under load.
+
+    Every image sent is unlike the others: no result cache answers. A server that is started here
+    has the environment's settings, cache and rate limit off, and is held against the same network
+    in this process without a service. Another is sent the first of NSNET_API_KEYS, if there is one.
+    """
+    from app.settings import SettingsError, load_settings
+    from cli.load import Target, apply_load, synthetic
+    from model.errors import ModelError
+
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        raise ModelError(str(error)) from None
+    loads = _loads(concurrency, rate)
+    files = _jpegs(images) if images else synthetic()
+    raw = None
+    with contextlib.ExitStack() as stack:
+        if url:
+            _check_ready(url)
+            key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
+            target = Target(url, files, key=key)
+        else:
+            from cli.local import local_server
+            from cli.raw import Raw
+
+            raw = Raw(settings, files)
+            _say("the network alone")
+            raw.measure()
+            local = stack.enter_context(local_server())
+            target = Target(local.url, files, pid=local.pid)
+        found = []
+        for load in loads:
+            _say(str(load))
+            found.append(apply_load(target, load, seconds=seconds, warmup=warmup))
+        if raw:
+            _say("the network alone, again")
+            raw.measure()
+    alone = raw.figures() if raw else None
+    _print(target, found, alone)
+    if json_file:
+        json_file.write_text(json.dumps(_figures(target, found, alone), indent=1) + "\n")
+
+
+def _say(text: str) -> None:
+    _err.print(f"  {text}", highlight=False)
+
+
+def _loads(concurrency: str, rate: float | None) -> "Sequence[Closed | Open]":
+    from cli.load import Closed, Open
+
+    if rate is not None:
+        if rate <= 0:
+            raise typer.BadParameter("above 0", param_hint="--rate")
+        return [Open(rate)]
+    try:
+        levels = [Closed(int(part)) for part in concurrency.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or min(level.clients for level in levels) < 1:
+        raise typer.BadParameter("numbers from 1 on, e.g. 1,16,64", param_hint="--concurrency")
+    return levels
+
+
+def _jpegs(folder: Path) -> list[bytes]:
+    from model.errors import ModelError
+
+    files = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in _SUFFIXES and f.is_file()]
+    found = [data for data in (file.read_bytes() for file in files) if data[:2] == b"\xff\xd8"]
+    if not found:
+        raise ModelError(f"no JPEG in {folder}")
+    return found
+
+
+def _check_ready(url: str) -> None:
+    import httpx
+
+    from model.errors import ModelError
+
+    try:
+        status = httpx.get(f"{url.rstrip('/')}/readyz", trust_env=False).status_code
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise ModelError(f"no server answers at {url}: {type(error).__name__}") from None
+    if status != 200:
+        raise ModelError(f"the server at {url} is not ready: /readyz says {status}")
+
+
+def _figures(target: "Target", loads: "Sequence[Load]", alone: "RawFigures | None") -> Any:
+    return {
+        "url": target.url,
+        "raw": asdict(alone) if alone else None,
+        "loads": [load.figures() | _ratios(load, alone) for load in loads],
+    }
+
+
+def _ratios(load: "Load", alone: "RawFigures | None") -> dict[str, float]:
+    """The rate over the network's; for one client, its p50 over the work it stands for, too."""
+    if not alone or not load.admitted:
+        return {}
+    found = {"images_per_s_over_raw": load.images_per_s / alone.images_per_s}
+    if load.traffic == "1 client":
+        found["p50_over_raw"] = load.admitted.p50_s / alone.request_s
+    return found
+
+
+def _print(target: "Target", loads: "Sequence[Load]", alone: "RawFigures | None") -> None:
+    out = Console()
+    table = Table("", *(load.traffic for load in loads), title=target.url, title_style="")
+    for name, cells in _rows(loads, alone):
+        if any(cells):
+            table.add_row(name, *cells)
+    out.print(table)
+    if alone:
+        out.print(
+            f"the network alone: {alone.images_per_s:.2f} images/s in batches of {alone.batch}, "
+            f"{1000 * alone.single_s:.1f} ms for one, {1000 * alone.prepare_s:.1f} ms to decode "
+            "and prepare one",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _rows(
+    loads: "Sequence[Load]", alone: "RawFigures | None"
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """(name, one cell per load); empty cells where there is nothing to tell."""
+    ratios = [_ratios(load, alone) for load in loads]
+    yield "images/s", [f"{load.images_per_s:.2f}" for load in loads]
+    yield "/ network alone", [_number(r.get("images_per_s_over_raw")) for r in ratios]
+    yield "p50 / p95 / p99 / max, ms", [_latency(load.admitted) for load in loads]
+    yield "p50 / network alone", [_number(r.get("p50_over_raw")) for r in ratios]
+    yield "refused, ms", [_latency(load.refused) for load in loads]
+    yield "answers by status", [_counts(load.statuses) for load in loads]
+    yield "problems", [_counts(load.problems) for load in loads]
+    yield "forwards by images", [_counts(load.batches) for load in loads]
+    yield "server's cores", [_number(load.server_cores) for load in loads]
+    yield "server's RSS, MiB", [f"{load.rss / 2**20:.0f}" if load.rss else "" for load in loads]
+    yield "generator's cores", [_number(load.generator_cpu_s / load.seconds) for load in loads]
+
+
+def _latency(found: "Latency | None") -> str:
+    if not found:
+        return ""
+    times = (found.p50_s, found.p95_s, found.p99_s, found.max_s)
+    return " / ".join(f"{1000 * value:.0f}" for value in times)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return "\n".join(f"{name}: {count}" for name, count in counts.items())
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
