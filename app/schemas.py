@@ -137,6 +137,7 @@ class ModelDetailsOut(ModelOut):
     backbone: BackboneOut
     device: str
     engine: str
+    canvases: str
     dtype: str
     thresholds: ThresholdsOut
     calibration: dict[str, Any]

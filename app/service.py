@@ -65,6 +65,7 @@ def load_detector(settings: Settings) -> Detector:
         device=settings.device,
         dtype=settings.dtype,
         engine=settings.engine,
+        canvases=settings.canvases,
         threads=settings.threads(),
     )
 
@@ -231,7 +232,7 @@ class Service:
         loop = asyncio.get_running_loop()
         digest = await loop.run_in_executor(self._pool, _sha256, data)
         # No option of a request changes the score: thresholds are applied to what is kept.
-        key = (digest, detector.sha256, detector.engine, detector.dtype)
+        key = (digest, detector.sha256, detector.dtype, detector.canvases)
         result = self._cache.get(key) if self.settings.cache_size else None
         cached = result is not None
         if self.settings.cache_size:

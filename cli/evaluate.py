@@ -19,6 +19,7 @@ _Split = Annotated[str, typer.Option(help="rows of the data to use")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 _Dtype = Annotated[str, typer.Option(help="of the tower: auto, float32, bfloat16 or float16")]
 _Engine = Annotated[str, typer.Option(help="what runs it: auto, torch, openvino or int8")]
+_Canvases = Annotated[str, typer.Option(help="how many are looked at: auto, all or adaptive")]
 _Backbone = Annotated[Path | None, typer.Option(help="the tower's file, instead of the cache")]
 
 
@@ -31,6 +32,7 @@ def evaluate(
     device: _Device = "auto",
     dtype: _Dtype = "auto",
     engine: _Engine = "auto",
+    canvases: _Canvases = "auto",
     backbone: _Backbone = None,
 ) -> None:
     """Score images under every condition; write report.json, report.md, scores.csv and plots."""
@@ -53,7 +55,7 @@ def evaluate(
     except OSError as error:
         raise ModelError(f"no folder can be made at {to}: {error.strerror}") from None
     detector = Detector.load(
-        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine
+        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine, canvases=canvases
     )
     scored = run(rows, detector, conditions=chosen, progress=True)
     report = build_report(
@@ -104,8 +106,8 @@ def calibrate(
         raise ModelError(f"{error.name} is not installed: pip install 'nsnet[train]'") from None
 
     rows = read_dataset(data, split)
-    detector = Detector.load(
-        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine
+    detector = Detector.load(  # not adaptive: what is in doubt depends on the thresholds
+        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine, canvases="all"
     )
     metadata = recalibrate(
         checkpoint, to, rows, detector,

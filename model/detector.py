@@ -33,6 +33,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+# Log-odds between an image's first canvas and a threshold; see `Detector.settled`.
+CLEARING_MARGIN = 0.5
+ACCUSING_MARGIN = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -111,6 +115,8 @@ class Detector:
     def __init__(
         self, model: NSNet, engine: Engine, checkpoint: Checkpoint, device: torch.device,
         dtype: torch.dtype,
+        *,
+        adaptive: bool,
     ) -> None:  # fmt: skip
         metadata = checkpoint.metadata
         self._model = model
@@ -123,6 +129,7 @@ class Detector:
         self.backbone_sha256 = metadata.backbone_sha256
         self.device = device
         self.engine = engine.name
+        self.canvases = "adaptive" if adaptive else "all"
         self.dtype = "int8" if engine.name == "int8" else str(dtype).removeprefix("torch.")
         self.thresholds = metadata.thresholds
         self.min_side = metadata.network.patches.min_side
@@ -139,6 +146,7 @@ class Detector:
         dtype: str = "auto",
         engine: str = "auto",
         threads: int | None = None,
+        canvases: str = "auto",
     ) -> Self:
         """Load a checkpoint and the tower it names.
 
@@ -150,6 +158,8 @@ class Detector:
                 else float32), or by name.
             engine: what runs the tower, see `engines.make_engine`.
             threads: of an engine with threads of its own; None: as many as torch has here.
+            canvases: `all` that the patch rule selects; `adaptive`: the first one, and the others
+                only where its verdict is in doubt (`settled`); `auto`: adaptive on a CPU.
 
         Raises:
             ModelError: with one clear line.
@@ -170,7 +180,10 @@ class Detector:
         )
         if not isinstance(run, TorchEngine):
             model.release_tower()  # the engine has weights of its own
-        return cls(model, run, stored, where, kind)
+        if canvases not in ("auto", "all", "adaptive"):
+            raise ModelError(f"canvases {canvases!r} is not one of auto, all, adaptive")
+        adaptive = canvases == "adaptive" or (canvases == "auto" and where.type == "cpu")
+        return cls(model, run, stored, where, kind, adaptive=adaptive)
 
     def warm_up(self, images: Sequence[int] = (1,)) -> None:
         """Run blank batches of so many images, so that the first request pays for nothing."""
@@ -249,8 +262,35 @@ class Detector:
 
     @torch.inference_mode()
     def _logits(self, batch: Sequence[Prepared]) -> Tensor:
-        tokens = self._engine(torch.cat([item.canvases for item in batch]))
-        return self._model.judge(tokens, [len(item.canvases) for item in batch])
+        images = [item.canvases for item in batch]
+        if self.canvases == "all":
+            return self._means(images)
+        logits = self._means([canvases[:1] for canvases in images])
+        done = self.settled(logits).tolist()
+        doubtful = [i for i, canvases in enumerate(images) if len(canvases) > 1 and not done[i]]
+        if doubtful:
+            others = self._means([images[i][1:] for i in doubtful])
+            count = torch.tensor([len(images[i]) for i in doubtful], device=logits.device)
+            logits[doubtful] = (logits[doubtful] + (count - 1) * others) / count
+        return logits
+
+    def _means(self, images: Sequence[Tensor]) -> Tensor:
+        """Each image's mean logit over these canvases: uint8 [k, 3, S, S] each -> float32 [n]."""
+        return self._model.judge(self._engine(torch.cat(list(images))), [len(c) for c in images])
+
+    def settled(self, logits: Tensor) -> Tensor:
+        """Whether the first canvas is enough: bool, of the logits' shape.
+
+        It is where the others would hardly change the verdict: two canvases of an image differ by
+        0.6 in log-odds (mean deviation within the 385 validation images). Nothing near an
+        accusation is ever settled: no photograph is accused by one canvas.
+        """
+        odds = self._calibration.slope * logits + self._calibration.intercept
+        real, ai = (
+            torch.logit(torch.tensor(cut, device=odds.device))
+            for cut in (self.thresholds.real_below, self.thresholds.ai_above)
+        )
+        return (odds < ai - ACCUSING_MARGIN) & ((odds - real).abs() > CLEARING_MARGIN)
 
     def _detections(self, warnings: Sequence[tuple[str, ...]], logits: Tensor) -> list[Detection]:
         scores = self._calibration.scores(_finite(logits)).tolist()

@@ -21,6 +21,7 @@ from model.nsnet import NSNet
 ENGINES = ("torch", "openvino", "int8")
 # In one forward on a CPU: more at once is no faster, and takes memory with it.
 _CPU_TOKENS = 8 * 197
+_GROUP = 64  # channels that share a scale in int8
 
 
 class EngineError(ModelError):
@@ -107,8 +108,10 @@ class OpenVinoEngine:
     """The tower as an OpenVINO graph.
 
     With `int8`, the weights of every linear layer are rounded to int8 per output channel, and its
-    inputs per token as they come: CLIP's activations have outlier channels and tokens, which ruin
-    one scale for all, and which calibration images would have to meet.
+    inputs as they come, with a scale for each 64 channels of each token: CLIP's activations have
+    outlier channels and tokens. One scale for a whole layer, from calibration images, is 15 %
+    faster and changes a quarter of the verdicts; one for a whole token is 10 % faster, with three
+    times the error in the tokens (385 and 16 images, ViT-B/16).
 
     Args:
         visual: the tower, LoRA merged; not needed any more afterwards.
@@ -132,7 +135,6 @@ class OpenVinoEngine:
             raise EngineError("OpenVINO is not installed here: pip install openvino")
         self.name = "int8" if int8 else "openvino"
         self._chunk = _chunk(visual)
-        width = visual.conv1.weight.shape[0]
         precision = "bf16" if dtype == torch.bfloat16 else "f32"
         options = {
             "INFERENCE_PRECISION_HINT": precision,
@@ -140,9 +142,7 @@ class OpenVinoEngine:
             "NUM_STREAMS": 1,
             # Decoders share the cores: a thread pinned to one would wait for them.
             "ENABLE_CPU_PINNING": False,
-            # One scale per token: no layer's input is wider than its group of channels, or it is a
-            # multiple of it.
-            **({"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(width)} if int8 else {}),
+            **({"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_GROUP)} if int8 else {}),
         }
         graph = _Graph(ov.opset13, int8=int8).tower(visual, reads)
         self._request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()

@@ -53,6 +53,7 @@ class FakeDetector:
     backbone_sha256 = "0" * 64
     device = torch.device("cpu")
     engine = "fake"
+    canvases = "all"
     dtype = "float32"
     thresholds = Thresholds(real_below=0.3, ai_above=0.7)
     min_side = 64

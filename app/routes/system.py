@@ -66,6 +66,7 @@ async def model(request: Request) -> ModelDetailsOut:
         backbone=BackboneOut(name=detector.backbone, sha256=detector.backbone_sha256),
         device=str(detector.device),
         engine=detector.engine,
+        canvases=detector.canvases,
         dtype=detector.dtype,
         thresholds=ThresholdsOut(real_below=cuts.real_below, ai_above=cuts.ai_above),
         calibration=dict(detector.calibration),

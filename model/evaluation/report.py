@@ -48,6 +48,7 @@ def build_report(
             "thresholds": detector.thresholds.model_dump(),
             "device": str(detector.device),
             "engine": detector.engine,
+            "canvases": detector.canvases,
             "dtype": detector.dtype,
         },
         "data": {
@@ -99,7 +100,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"# Evaluation of {checkpoint['name']} {checkpoint['version']}",
         f"    {report['command']}",
         f"Checkpoint sha256 `{checkpoint['sha256']}`, run by {checkpoint['engine']} in "
-        f"{checkpoint['dtype']} on {checkpoint['device']}; "
+        f"{checkpoint['dtype']} on {checkpoint['device']}, {checkpoint['canvases']} canvases; "
         f"`real` below {cuts['real_below']:.4f}, `ai_generated` from "
         f"{cuts['ai_above']:.4f} on.",
         f"Data: {data['name']}; {data['images']['ai']} AI images of {data['groups']['ai']} groups, "

@@ -7,7 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.detector import Detector, ImageTooSmallError, ModelError, Thresholds, Verdict
+from model.detector import (
+    Detector,
+    ImageTooSmallError,
+    ModelError,
+    Prepared,
+    Thresholds,
+    Verdict,
+)
 from tests.model.test_checkpoint import rewrite
 
 
@@ -94,3 +101,44 @@ def test_bfloat16_keeps_the_score(checkpoint: Path, tiny_tower: Path) -> None:
     assert short.dtype == "bfloat16"
     expected = exact.detect([image])[0].score
     assert short.detect([image])[0].score == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "looks_at"),
+    [
+        ({"real_below": 0.9999, "ai_above": 1.0}, "first"),  # clearly real
+        ({"real_below": 0.0001, "ai_above": 0.9999}, "first"),  # clearly in between
+        ({"real_below": 0.5, "ai_above": 0.9999}, "all"),  # real, or in between?
+        ({"real_below": 0.0001, "ai_above": 0.8}, "all"),  # an accusation comes near
+        ({"real_below": 0.0001, "ai_above": 0.0002}, "all"),  # an accusation
+        ({"real_below": 0.0, "ai_above": 1.0}, "first"),
+    ],
+)
+def test_other_canvases_are_looked_at_where_the_first_leaves_doubt(
+    checkpoint: Path, tiny_tower: Path, cuts: dict[str, float], looks_at: str
+) -> None:
+    rewrite(checkpoint, metadata=lambda m: m["thresholds"].update(cuts))
+
+    def load(canvases: str) -> Detector:
+        return Detector.load(
+            checkpoint, backbone=tiny_tower, device="cpu", dtype="float32", engine="torch",
+            canvases=canvases,
+        )  # fmt: skip
+
+    adaptive, whole = load("adaptive"), load("all")
+    assert (adaptive.canvases, whole.canvases, load("auto").canvases) == (
+        "adaptive", "all", "adaptive",
+    )  # fmt: skip
+    items = [whole.prepare(photo(200, 300, seed)) for seed in range(3)]
+    items.insert(1, whole.prepare(photo(40, 40)))  # has only one
+    assert [len(item.canvases) for item in items] == [2, 1, 2, 2]
+    read = items if looks_at == "all" else [Prepared(i.canvases[:1], i.warnings) for i in items]
+    expected = [found.score for found in whole.predict(read)]
+    assert [d.score for d in adaptive.predict(items)] == pytest.approx(expected, abs=1e-6)
+    others = [Prepared(i.canvases[:1], ()) for i in items] if looks_at == "all" else items
+    assert [d.score for d in whole.predict(others)] != pytest.approx(expected, abs=1e-6)
+
+
+def test_an_unknown_choice_of_canvases_is_one_line(checkpoint: Path, tiny_tower: Path) -> None:
+    with pytest.raises(ModelError, match="'most' is not one of"):
+        Detector.load(checkpoint, backbone=tiny_tower, canvases="most")
