@@ -19,7 +19,7 @@ _Split = Annotated[str, typer.Option(help="rows of the data to use")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 _Dtype = Annotated[str, typer.Option(help="of the tower: auto, float32, bfloat16 or float16")]
 _Engine = Annotated[str, typer.Option(help="what runs it: auto, torch, openvino or int8")]
-_Canvases = Annotated[str, typer.Option(help="how many are looked at: auto, all or adaptive")]
+_Canvases = Annotated[str, typer.Option(help="how many are looked at: all or adaptive")]
 _Backbone = Annotated[Path | None, typer.Option(help="the tower's file, instead of the cache")]
 
 
@@ -32,7 +32,7 @@ def evaluate(
     device: _Device = "auto",
     dtype: _Dtype = "auto",
     engine: _Engine = "auto",
-    canvases: _Canvases = "auto",
+    canvases: _Canvases = "all",
     backbone: _Backbone = None,
 ) -> None:
     """Score images under every condition; write report.json, report.md, scores.csv and plots."""
@@ -106,8 +106,8 @@ def calibrate(
         raise ModelError(f"{error.name} is not installed: pip install 'nsnet[train]'") from None
 
     rows = read_dataset(data, split)
-    detector = Detector.load(  # not adaptive: what is in doubt depends on the thresholds
-        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine, canvases="all"
+    detector = Detector.load(  # all canvases: what is in doubt depends on the thresholds
+        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine
     )
     metadata = recalibrate(
         checkpoint, to, rows, detector,

@@ -115,8 +115,7 @@ class Detector:
     def __init__(
         self, model: NSNet, engine: Engine, checkpoint: Checkpoint, device: torch.device,
         dtype: torch.dtype,
-        *,
-        adaptive: bool,
+        canvases: str,
     ) -> None:  # fmt: skip
         metadata = checkpoint.metadata
         self._model = model
@@ -129,7 +128,7 @@ class Detector:
         self.backbone_sha256 = metadata.backbone_sha256
         self.device = device
         self.engine = engine.name
-        self.canvases = "adaptive" if adaptive else "all"
+        self.canvases = canvases
         self.dtype = "int8" if engine.name == "int8" else str(dtype).removeprefix("torch.")
         self.thresholds = metadata.thresholds
         self.min_side = metadata.network.patches.min_side
@@ -146,7 +145,7 @@ class Detector:
         dtype: str = "auto",
         engine: str = "auto",
         threads: int | None = None,
-        canvases: str = "auto",
+        canvases: str = "all",
     ) -> Self:
         """Load a checkpoint and the tower it names.
 
@@ -159,7 +158,8 @@ class Detector:
             engine: what runs the tower, see `engines.make_engine`.
             threads: of an engine with threads of its own; None: as many as torch has here.
             canvases: `all` that the patch rule selects; `adaptive`: the first one, and the others
-                only where its verdict is in doubt (`settled`); `auto`: adaptive on a CPU.
+                only where its verdict is in doubt (`settled`): twice as fast on a CPU, and less
+                certain of the order of scores (`benchmarks/engines.py`).
 
         Raises:
             ModelError: with one clear line.
@@ -180,10 +180,9 @@ class Detector:
         )
         if not isinstance(run, TorchEngine):
             model.release_tower()  # the engine has weights of its own
-        if canvases not in ("auto", "all", "adaptive"):
-            raise ModelError(f"canvases {canvases!r} is not one of auto, all, adaptive")
-        adaptive = canvases == "adaptive" or (canvases == "auto" and where.type == "cpu")
-        return cls(model, run, stored, where, kind, adaptive=adaptive)
+        if canvases not in ("all", "adaptive"):
+            raise ModelError(f"canvases {canvases!r} is not one of all, adaptive")
+        return cls(model, run, stored, where, kind, canvases)
 
     def warm_up(self, images: Sequence[int] = (1,)) -> None:
         """Run blank batches of so many images, so that the first request pays for nothing."""
