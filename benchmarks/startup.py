@@ -1,4 +1,4 @@
-"""Start to ready, idle memory and single-request latency of the real server, per dtype.
+"""Start to ready, idle memory and single-request latency of the real server, per engine.
 
     python benchmarks/startup.py [--runs 3]
 
@@ -19,25 +19,25 @@ from cli.local import local_server
 
 
 def main() -> None:
-    """Print one row per dtype, dtypes in turn."""
+    """Print one row per engine, engines in turn."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args().runs
     rng = np.random.default_rng(0)
-    found: dict[str, list[tuple[float, float, float]]] = {"float32": [], "auto": []}
+    found: dict[str, list[tuple[float, float, float]]] = {"torch": [], "auto": []}
     for _ in range(runs):
-        for dtype, rows in found.items():
-            rows.append(measure(dtype, rng))
-    print("| NSNET_DTYPE | ready, s | idle RSS, MiB | one 512 px JPEG, ms |\n|---|---|---|---|")
-    for dtype, rows in found.items():
+        for engine, rows in found.items():
+            rows.append(measure(engine, rng))
+    print("| NSNET_ENGINE | ready, s | idle RSS, MiB | one 512 px JPEG, ms |\n|---|---|---|---|")
+    for engine, rows in found.items():
         ready, memory, latency = (statistics.median(column) for column in zip(*rows, strict=True))
-        print(f"| {dtype} | {ready:.2f} | {memory:.0f} | {latency:.0f} |")
+        print(f"| {engine} | {ready:.2f} | {memory:.0f} | {latency:.0f} |")
 
 
-def measure(dtype: str, rng: np.random.Generator) -> tuple[float, float, float]:
+def measure(engine: str, rng: np.random.Generator) -> tuple[float, float, float]:
     """(seconds to ready, MiB resident when idle, median milliseconds of a request)."""
     with (
-        local_server(dtype=dtype) as local,
+        local_server(engine=engine) as local,
         httpx.Client(base_url=local.url, timeout=60) as client,
     ):
         memory = psutil.Process(local.pid).memory_info().rss / 2**20
