@@ -163,9 +163,7 @@ def throughput(chosen: argparse.Namespace) -> Outcome:
                 show(found[-1])
         raw.measure(chosen.seconds / 2)
     alone = raw.figures()
-    print(f"  the network alone: {alone.images_per_s:.2f} images/s in batches of {alone.batch}, "
-          f"{1000 * alone.single_s:.1f} ms for one, {1000 * alone.prepare_s:.1f} ms to decode and "
-          "prepare one")  # fmt: skip
+    print(f"  the network alone: {alone}")
     checks = [
         at_least(f"images/s at {level} clients / network alone",
                  median(loads[level])[0] / alone.images_per_s, 0.93)

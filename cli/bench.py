@@ -149,12 +149,7 @@ def _print(target: "Target", loads: "Sequence[Load]", alone: "RawFigures | None"
             table.add_row(name, *cells)
     out.print(table)
     if alone:
-        out.print(
-            f"the network alone: {alone.images_per_s:.2f} images/s in batches of {alone.batch}, "
-            f"{1000 * alone.single_s:.1f} ms for one, {1000 * alone.prepare_s:.1f} ms to decode "
-            "and prepare one",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        out.print(f"the network alone: {alone}", highlight=False, soft_wrap=True)
 
 
 def _rows(

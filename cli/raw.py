@@ -37,6 +37,13 @@ class RawFigures:
         """Seconds that one image takes at least, from its bytes to its score."""
         return self.prepare_s + self.single_s
 
+    def __str__(self) -> str:
+        return (
+            f"{self.images_per_s:.2f} images/s in batches of {self.batch}, "
+            f"{1000 * self.single_s:.1f} ms for one, {1000 * self.prepare_s:.1f} ms to decode and "
+            "prepare one"
+        )
+
 
 @dataclass(slots=True)
 class _Laps:

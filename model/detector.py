@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.backbone import load_backbone
 from model.checkpoint import Checkpoint, Thresholds, Verdict, build_model, read_checkpoint
-from model.engines import Engine, TorchEngine, make_engine
+from model.engines import Engine, TorchEngine, cpu_has, make_engine
 from model.errors import ImageTooSmallError, ModelError
 from model.nsnet import NSNet
 from model.patches import select_patches
@@ -330,15 +330,10 @@ def place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"the device {device!r} cannot be used here") from error
     if dtype == "auto":
-        native = where.type == "cuda" or _cpu_multiplies_bfloat16()
+        # On a CPU that emulates it, bfloat16 is slower than float32.
+        native = where.type == "cuda" or cpu_has("avx512_bf16", "amx_bf16")
         return where, torch.bfloat16 if native else torch.float32
     kind = getattr(torch, dtype, None)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):
         raise ModelError(f"the dtype {dtype!r} is not one of float32, bfloat16, float16")
     return where, kind
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether bfloat16 is the fast type here; elsewhere it is emulated, and slower than float32."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -5,7 +5,7 @@ An engine changes how fast the tokens are computed, never which: the checkpoint 
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,7 +62,8 @@ def make_engine(
             installed, or a tower that OpenVINO's graph has no words for.
     """
     if name == "auto":
-        name = "int8" if device.type == "cpu" and _int8_is_native() and _openvino() else "torch"
+        native = device.type == "cpu" and cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
+        name = "int8" if native and _openvino() else "torch"
     if name not in ENGINES:
         raise EngineError(f"the engine {name!r} is not one of auto, {', '.join(ENGINES)}")
     if name == "torch":
@@ -72,9 +73,10 @@ def make_engine(
     return OpenVinoEngine(model.visual, model.reads, dtype, threads, int8=name == "int8")
 
 
-def _int8_is_native() -> bool:
+def cpu_has(*features: str) -> bool:
+    """Whether the CPU has any of these instruction sets, by torch's names."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    return any(capabilities.get(name) for name in features)
 
 
 def _openvino() -> Any | None:
@@ -144,7 +146,7 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,
             **({"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_GROUP)} if int8 else {}),
         }
-        graph = _Graph(ov.opset13, int8=int8).tower(visual, reads)
+        graph = _Graph(ov, int8=int8).tower(visual, reads)
         self._request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()
 
     def __call__(self, canvases: Tensor) -> Tensor:
@@ -165,14 +167,13 @@ def _chunk(visual: VisionTransformer) -> int:
 class _Graph:
     """CLIP's image tower in OpenVINO's operations."""
 
-    def __init__(self, ops: Any, *, int8: bool) -> None:
-        self._ops = ops
+    def __init__(self, ov: Any, *, int8: bool) -> None:
+        self._model = ov.Model
+        self._ops = ov.opset13
         self._int8 = int8
 
     def tower(self, visual: VisionTransformer, reads: Sequence[int]) -> Any:
         """Canvases uint8 [n, 3, S, S] -> ln_post of CLS tokens float32 [n, len(reads), width]."""
-        import openvino as ov
-
         ops, const, index = self._ops, self._const, self._index
         blocks = visual.transformer.resblocks
         _check(visual, blocks)
@@ -204,7 +205,7 @@ class _Graph:
             if number in reads:
                 cls = ops.gather(tokens, index([0]), index(1))
                 found.append(self._norm(cls, visual.ln_post))
-        return ov.Model([ops.concat(found, axis=1)], [canvases], "tower")
+        return self._model([ops.concat(found, axis=1)], [canvases], "tower")
 
     def _block(self, tokens: Any, block: Any) -> Any:
         ops, index, attention = self._ops, self._index, block.attn
@@ -266,18 +267,18 @@ def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     return array
 
 
-def _check(visual: VisionTransformer, blocks: Any) -> None:
+def _check(visual: VisionTransformer, blocks: Iterable[Any]) -> None:
     """Refuse a tower with parts that the graph does not draw: its tokens would be wrong."""
-    plain: Callable[[Any], bool] = lambda part: isinstance(part, nn.Identity)  # noqa: E731
     known = (
         visual.conv1.bias is None
         and isinstance(visual.ln_pre, nn.LayerNorm)
         and all(
-            plain(block.ls_1) and plain(block.ls_2)
+            isinstance(block.ls_1, nn.Identity)
+            and isinstance(block.ls_2, nn.Identity)
             and isinstance(block.attn, nn.MultiheadAttention)
             and isinstance(block.mlp.gelu, (QuickGELU, nn.GELU))
             for block in blocks
         )
-    )  # fmt: skip
+    )
     if not known:
         raise EngineError("OpenVINO's graph does not know this tower; use NSNET_ENGINE=torch")

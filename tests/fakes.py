@@ -41,6 +41,7 @@ class FakeDetector:
         gate: while cleared, nothing is scored: `submit` blocks, or its answer is not ready.
         entered: set once `submit` was entered.
         asynchronous: like a GPU, `submit` returns before the batch is scored.
+        most_under_way: batches that it had at once.
         batches: sizes of the batches it was given.
         broken: the device fails for good.
         threads: that torch would use in the last forward.
@@ -63,6 +64,7 @@ class FakeDetector:
         self.gate.set()
         self.entered = threading.Event()
         self.asynchronous = False
+        self._under_way = self.most_under_way = 0
         self.batches: list[int] = []
         self.broken = False
         self.threads = 0
@@ -84,10 +86,16 @@ class FakeDetector:
         self.entered.set()
         self.batches.append(len(batch))
         if self.asynchronous:
-            return FakePending(self.gate, lambda: self._score(batch))
+            self._under_way += 1
+            self.most_under_way = max(self.most_under_way, self._under_way)
+            return FakePending(self.gate, lambda: self._land(batch))
         self.gate.wait(20)
         found = self._score(batch)
         return FakePending(None, lambda: found)
+
+    def _land(self, batch: Sequence[Prepared]) -> list[Detection]:
+        self._under_way -= 1
+        return self._score(batch)
 
     def _score(self, batch: Sequence[Prepared]) -> list[Detection]:
         self.threads = torch.get_num_threads()

@@ -1,7 +1,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -50,6 +50,11 @@ def later(seconds: float = 20) -> float:
     return time.monotonic() + seconds
 
 
+def ask(batcher: Batcher, greys: Iterable[float]) -> list[asyncio.Future[Scored]]:
+    """Requests for images of these greys, all at once."""
+    return [asyncio.ensure_future(batcher.score(item(grey), later())) for grey in greys]
+
+
 async def codes(calls: list[Any]) -> list[Any]:
     """Scores as numbers, errors as codes."""
     found = await asyncio.gather(*calls, return_exceptions=True)
@@ -76,7 +81,7 @@ def test_no_batch_exceeds_its_limit_and_none_waits_longer_than_told(
     async def run() -> None:
         batcher = start(max_batch=3, max_wait_s=0.01)
         fake.gate.clear()
-        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in range(20, 30)]
+        calls = ask(batcher, range(20, 30))
         await asyncio.to_thread(fake.entered.wait, 5)
         fake.gate.set()
         assert await codes(calls) == list(range(20, 30))
@@ -111,16 +116,15 @@ def test_a_gpu_gets_the_next_full_batch_before_it_is_done_with_this_one(
     async def run() -> None:
         batcher = start(max_batch=2, max_wait_s=0.01)
         fake.gate.clear()
-        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in range(20, 27)]
+        calls = ask(batcher, range(20, 27))
         await asyncio.to_thread(eventually, lambda: fake.batches == [2, 2])
-        await asyncio.sleep(0.05)
-        assert fake.batches == [2, 2]  # one ahead, not more: what waits can still be cancelled
         assert not any(call.done() for call in calls)
         fake.gate.set()
         assert await codes(calls) == list(range(20, 27))
 
     asyncio.run(run())
     assert fake.batches == [2, 2, 2, 1]
+    assert fake.most_under_way == 2  # one ahead, not more: what waits can still be cancelled
 
 
 def test_a_gpu_answers_a_batch_before_the_next_one_is_full(
@@ -131,7 +135,7 @@ def test_a_gpu_answers_a_batch_before_the_next_one_is_full(
     async def run() -> None:
         batcher = start(max_batch=2, max_wait_s=0.01)
         fake.gate.clear()
-        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in (20, 21, 22)]
+        calls = ask(batcher, (20, 21, 22))
         await asyncio.to_thread(fake.entered.wait, 5)
         fake.gate.set()
         assert await codes(calls) == [20, 21, 22]
@@ -149,14 +153,14 @@ def test_what_fails_on_a_gpu_fails_alone_though_the_next_batch_is_under_way(
         batcher = start(max_batch=3, max_wait_s=0.05)
         fake.gate.clear()
         greys = [20, POISON, 22, 23, 24, POISON, 26]
-        calls = [asyncio.ensure_future(batcher.score(item(g), later())) for g in greys]
+        calls = ask(batcher, greys)
         await asyncio.to_thread(eventually, lambda: fake.batches == [3, 3])
         fake.gate.set()
         failed = "inference_failed"
         assert await codes(calls) == [20, failed, 22, 23, 24, failed, 26]
         assert batcher.alive
         fake.broken = True
-        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in range(30, 40)]
+        calls = ask(batcher, range(30, 40))
         assert await asyncio.wait_for(codes(calls), 10) == [failed] * 10
         await asyncio.to_thread(batcher._thread.join, 5)
         assert not batcher.alive
@@ -209,7 +213,7 @@ def test_a_dead_device_ends_the_thread_and_nobody_waits_for_it(
         batcher = start(max_batch=2, max_wait_s=0.05)
         fake.broken = True
         fake.gate.clear()
-        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in range(20, 25)]
+        calls = ask(batcher, range(20, 25))
         await asyncio.to_thread(fake.entered.wait, 5)
         fake.gate.set()
         assert await asyncio.wait_for(codes(calls), 10) == ["inference_failed"] * 5
@@ -266,7 +270,7 @@ def test_stopping_finishes_what_is_queued(start: Start, fake: FakeDetector) -> N
     async def run() -> None:
         batcher = start(max_batch=1)
         fake.gate.clear()
-        calls = [asyncio.ensure_future(batcher.score(item(i), later())) for i in (20, 21, 22)]
+        calls = ask(batcher, (20, 21, 22))
         await asyncio.to_thread(fake.entered.wait, 5)
         stopping = threading.Thread(target=batcher.stop)
         stopping.start()

@@ -83,7 +83,7 @@ def test_auto_is_int8_where_the_cpu_has_it(
     network: NSNet, monkeypatch: pytest.MonkeyPatch, name: str, device: str, native: bool,
     installed: bool, expected: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(engines, "_int8_is_native", lambda: native)
+    monkeypatch.setattr(engines, "cpu_has", lambda *_: native)
     if not installed:
         monkeypatch.setattr(engines, "_openvino", lambda: None)
     engine = make_engine(name, network, device=torch.device(device), dtype=torch.float32, threads=1)
