@@ -43,7 +43,7 @@ class Settings(BaseSettings):
         "auto", description="of the tower; auto: bfloat16 where it is native, else float32"
     )
     engine: Literal["auto", "torch", "openvino", "int8"] = Field(
-        "auto", description="what runs the tower; auto: int8 where a CPU has it, else torch"
+        "auto", description="what runs the tower; auto: the fastest here"
     )
     canvases: Literal["all", "adaptive"] = Field(
         "all",

@@ -3,8 +3,9 @@
     python benchmarks/accuracy.py MANIFEST [--split val] [--checkpoint FILE] [--json FILE]
 
 Starts a real server per row of the table and posts every image to it. Rows: the checkpoint; the
-same one reading one centre window. Intervals are 95 % bootstraps over whole groups. The checkpoint
-is by default the twin of the shipped one that was trained without the split `val`.
+same one reading one window, at the centre, instead of selected ones. Intervals are 95 % bootstraps
+over whole groups. The checkpoint is by default the twin of the shipped one that was trained without
+the split `val`.
 """
 
 import argparse
@@ -49,10 +50,11 @@ def server(checkpoint: Path) -> Iterator[httpx.Client]:
 
 
 def without_selection(checkpoint: Path, folder: Path) -> Path:
-    """The same checkpoint, reading one centre window."""
+    """The same checkpoint, reading one window, at the centre."""
     with safe_open(checkpoint, "pt") as file:
         metadata = json.loads(file.metadata()["nsnet"])
-    metadata["network"]["patches"].update(candidates=1, canvases=1)
+    patches = metadata["network"]["patches"]
+    patches.update(candidates=1, canvases=1 + patches.get("whole", False))
     path = folder / "centre.safetensors"
     save_file(load_file(checkpoint), path, metadata={"nsnet": json.dumps(metadata)})
     return path

@@ -23,6 +23,10 @@ _Options = Annotated[Path | None, typer.Option(help="JSON of TrainOptions' field
 _Preset = Annotated[str, typer.Option(help="default or paper")]
 _Cache = Annotated[Path, typer.Option(help="folder for what the frozen tower computed")]
 _Dtype = Annotated[str, typer.Option(help="of the tower: auto, float32 or bfloat16")]
+_Engine = Annotated[
+    str,
+    typer.Option(help="of the frozen tower: torch, or openvino or int8, which are faster on CPUs"),
+]
 _Cpu = Annotated[bool, typer.Option("--cpu", help="even where there is a GPU")]
 CACHE = Path("runs/cache")
 
@@ -82,9 +86,10 @@ def train(
         typer.Option(help="folder for losses, TensorBoard and the states a killed run resumes"),
     ] = None,
     name: Annotated[str, typer.Option()] = "nsnet-vit-b-16",
-    version: Annotated[str, typer.Option()] = "0.2.0",
+    version: Annotated[str, typer.Option()] = "0.3.0",
     cache: _Cache = CACHE,
     dtype: _Dtype = "auto",
+    engine: _Engine = "torch",
     cpu: _Cpu = False,
 ) -> None:
     """Train, calibrate on left-out groups, write a checkpoint; many GPUs: `accelerate launch`."""
@@ -103,6 +108,7 @@ def train(
         cache=cache,
         run=run,
         dtype=kind,
+        engine=engine,
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
@@ -121,6 +127,7 @@ def ablate(
     preset: _Preset = "default",
     cache: _Cache = CACHE,
     dtype: _Dtype = "auto",
+    engine: _Engine = "torch",
     cpu: _Cpu = False,
 ) -> None:
     """Compare design choices on left-out groups, in one table."""
@@ -136,6 +143,7 @@ def ablate(
         command=shlex.join(["nsnet", *sys.argv[1:]]),
         cache=cache,
         dtype=kind,
+        engine=engine,
         accelerator=accelerator,
     )
     print(table)

@@ -50,8 +50,9 @@ def make_engine(
     """Build an engine for a network's tower.
 
     Args:
-        name: `auto`, or one of `ENGINES`. `auto` is int8 on a CPU that multiplies int8 natively and
-            has OpenVINO, else torch.
+        name: `auto`, or one of `ENGINES`. `auto`: with OpenVINO, on a CPU, the faster of
+            openvino in bfloat16, where it multiplies tiles of them, and int8, where it multiplies
+            these natively; else torch.
         model: the network, LoRA merged; moved to `device` for torch, else left as it is.
         device: where it runs.
         dtype: of torch's weights, and of what OpenVINO computes in floating point.
@@ -61,16 +62,46 @@ def make_engine(
         EngineError: an unknown name, OpenVINO for another device than a CPU, OpenVINO not
             installed, or a tower that OpenVINO's graph has no words for.
     """
-    if name == "auto":
-        native = device.type == "cpu" and cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
-        name = "int8" if native and _openvino() else "torch"
-    if name not in ENGINES:
-        raise EngineError(f"the engine {name!r} is not one of auto, {', '.join(ENGINES)}")
+    name = _chosen(name, device, dtype)
     if name == "torch":
         return TorchEngine(model, device, dtype)
+    return tower_engine(
+        name, model.visual, model.reads, device=device, dtype=dtype, threads=threads
+    )
+
+
+def _chosen(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    if name == "auto":
+        name = "torch"
+        if device.type == "cpu" and _openvino():
+            if dtype == torch.bfloat16 and cpu_has("amx_bf16"):
+                name = "openvino"  # int8 by groups of channels has no use for the tiles
+            elif cpu_has("avx512_vnni", "avx_vnni"):
+                name = "int8"
+    if name not in ENGINES:
+        raise EngineError(f"the engine {name!r} is not one of auto, {', '.join(ENGINES)}")
+    return name
+
+
+def tower_engine(
+    name: str,
+    visual: VisionTransformer,
+    reads: Sequence[int],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    threads: int,
+) -> Engine:
+    """Build an engine of its own weights, `openvino` or `int8`, for any tower; see `make_engine`.
+
+    Raises:
+        EngineError: as `make_engine`.
+    """
+    if _chosen(name, device, dtype) == "torch":
+        raise EngineError("torch runs the tower itself")
     if device.type != "cpu":
         raise EngineError(f"the engine {name!r} runs on the CPU, not on {device}")
-    return OpenVinoEngine(model.visual, model.reads, dtype, threads, int8=name == "int8")
+    return OpenVinoEngine(visual, reads, dtype, threads, int8=name == "int8")
 
 
 def cpu_has(*features: str) -> bool:
@@ -201,20 +232,22 @@ class _Graph:
         tokens = self._norm(tokens, visual.ln_pre)
         found = []
         for number, block in enumerate(blocks[: reads[-1]], 1):
-            tokens = self._block(tokens, block)
+            tokens = self._block(tokens, block, last=number == reads[-1])
             if number in reads:
-                cls = ops.gather(tokens, index([0]), index(1))
-                found.append(self._norm(cls, visual.ln_post))
+                found.append(self._norm(self._cls(tokens), visual.ln_post))
         return self._model([ops.concat(found, axis=1)], [canvases], "tower")
 
-    def _block(self, tokens: Any, block: Any) -> Any:
+    def _block(self, tokens: Any, block: Any, *, last: bool) -> Any:
         ops, index, attention = self._ops, self._index, block.attn
-        heads, width = attention.num_heads, attention.embed_dim
+        width = attention.embed_dim
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
         normed = self._norm(tokens, block.ln_1)
-        fused = self._linear(normed, attention.in_proj_weight, attention.in_proj_bias)
-        shape = index([0, 0, 3, heads, width // heads])
-        split = ops.transpose(ops.reshape(fused, shape, special_zero=True), index([2, 0, 3, 1, 4]))
-        query, key, value = (ops.gather(split, index(part), index(0)) for part in range(3))
+        if last:  # nobody reads the other tokens that it would give
+            [query] = self._heads(self._cls(normed), attention, weight[:width], bias[:width])
+            key, value = self._heads(normed, attention, weight[width:], bias[width:])
+            tokens = self._cls(tokens)
+        else:
+            query, key, value = self._heads(normed, attention, weight, bias)
         mixed = ops.transpose(
             ops.scaled_dot_product_attention(query, key, value), index([0, 2, 1, 3])
         )
@@ -228,6 +261,18 @@ class _Graph:
         else:
             hidden = ops.gelu(hidden, "erf")
         return ops.add(tokens, self._linear(hidden, narrow.weight, narrow.bias))
+
+    def _heads(self, x: Any, attention: Any, weight: Tensor, bias: Tensor) -> list[Any]:
+        """Project and split: [n, l, width] -> each [n, heads, l, width / heads]."""
+        ops, index, heads, width = self._ops, self._index, attention.num_heads, attention.embed_dim
+        parts = weight.shape[0] // width
+        shape = index([0, 0, parts, heads, width // heads])
+        fused = ops.reshape(self._linear(x, weight, bias), shape, special_zero=True)
+        split = ops.transpose(fused, index([2, 0, 3, 1, 4]))
+        return [ops.gather(split, index(part), index(0)) for part in range(parts)]
+
+    def _cls(self, tokens: Any) -> Any:
+        return self._ops.gather(tokens, self._index([0]), self._index(1))
 
     def _norm(self, x: Any, norm: nn.LayerNorm) -> Any:
         ops = self._ops

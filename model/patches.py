@@ -1,8 +1,9 @@
 """Patch selection by spectral entropy (paper, section 3.2).
 
 An image is cut, at native resolution, into N x N patches; those whose spectrum is most or least
-spread are tiled into the encoder's input. Nothing is ever resized: what tells a generated image is
-in its finest structure.
+spread are tiled into the encoder's input. They are not resized: what tells a generated image is in
+its finest structure. A rule may put the whole image, resized, before them: it looks for what
+resizing and compression leave.
 
 What the paper leaves open, decided by measurement on the frozen ViT-B/16. (a): AUC over left-out
 groups, 675 training images (`benchmarks/mosaics.py`); (b): AUC on 385 validation images, native
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.errors import ImageTooSmallError
 
@@ -48,6 +49,10 @@ class PatchRule(BaseModel):
     patch_size: int = Field(224, ge=16, description="N: side of a patch, pixels")
     canvas_size: int = Field(224, ge=16, description="side of the encoder's input, pixels")
     canvases: int = Field(1, ge=1, le=16, description="canvases per image, from disjoint patches")
+    whole: bool = Field(
+        False,
+        description="the first canvas is the whole image instead: its centre square, resized",
+    )
     high_share: float = Field(
         0.5, ge=0.0, le=1.0, description="share of patches of highest entropy; the rest are lowest"
     )
@@ -64,6 +69,8 @@ class PatchRule(BaseModel):
     def _patches_tile_the_canvas(self) -> "PatchRule":
         if self.canvas_size % self.patch_size:
             raise ValueError("patch_size must divide canvas_size")
+        if self.whole and self.patches_per_canvas > 1:
+            raise ValueError("whole: the whole image goes with native windows, not with mosaics")
         return self
 
     @property
@@ -156,7 +163,8 @@ def select_patches(
 
     Args:
         images: uint8 [B, 3, H, W], sRGB, any device.
-        rule: patch size, canvas size, canvases per image, share of high-entropy patches.
+        rule: patch size, canvas size, canvases per image, share of high-entropy patches, and
+            whether the whole image comes first.
         generator: CPU generator for the training-time augmentation.
 
     Raises:
@@ -165,6 +173,9 @@ def select_patches(
     height, width = images.shape[-2:]
     if min(height, width) < rule.min_side:
         raise ImageTooSmallError(width, height, rule.min_side)
+    whole = _whole(images, rule.canvas_size) if rule.whole else None
+    if whole is not None and rule.canvases == 1:
+        return whole
     size, per_canvas = rule.patch_size, rule.patches_per_canvas
     top = left = 0
     if generator is not None:
@@ -176,13 +187,12 @@ def select_patches(
     tops, lefts = grid(len(rows_of), len(columns_of), size, limit)
 
     patches = _gather(images, rows_of, columns_of, tops, lefts, size)  # [B, n, 3, N, N] uint8
-    luma = torch.tensor(_LUMA, device=images.device).view(3, 1, 1)
-    grey = (patches.float() * luma).sum(dim=2)  # [B, n, N, N]
+    grey = _grey(patches)  # [B, n, N, N]
     entropy = spectral_entropy(grey)  # [B, n]
     flat = grey.flatten(-2).std(dim=-1) < FLAT_STD
 
     count = entropy.shape[1]
-    canvases = min(rule.canvases, max(1, count // per_canvas))
+    canvases = min(rule.canvases - rule.whole, max(1, count // per_canvas))
     chosen = _choose(entropy, flat, canvases * per_canvas, rule.high_share, generator)
     # Rank r goes to canvas r mod K, so that every canvas gets the same mix of high and low.
     chosen = chosen.view(-1, per_canvas, canvases).transpose(1, 2).sort(dim=2).values  # [B, K, P]
@@ -190,12 +200,46 @@ def select_patches(
     index = chosen.flatten(1)[..., None, None, None]
     tiles = patches.gather(1, index.expand(-1, -1, *patches.shape[2:]))
     corners = torch.tensor([(y, x) for y in tops for x in lefts], device=images.device)
-    return Selection(
+    found = Selection(
         canvases=_tile(tiles.view(*chosen.shape, *patches.shape[2:]), rule.canvas_size),
         boxes=_boxes(corners[chosen], size, (height, width), (top, left)),
         entropies=entropy.gather(1, chosen.flatten(1)).view(chosen.shape),
         sparse=count < per_canvas or min(images.shape[-2:]) < size,
     )
+    return found if whole is None else _joined(whole, found)
+
+
+def _whole(images: Tensor, side: int) -> Selection:
+    """The centre square of the images, resized as CLIP's own input is."""
+    height, width = images.shape[-2:]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    square = images[..., top : top + edge, left : left + edge]
+    if square.device.type != "cpu":  # no kernel for bytes there
+        square = square.float()
+    resized = nn.functional.interpolate(square, (side, side), mode="bicubic", antialias=True)
+    canvas = resized if resized.dtype == torch.uint8 else resized.round().clamp(0, 255).byte()
+    box = torch.tensor([left, top, left + edge, top + edge], device=images.device)
+    return Selection(
+        canvases=canvas.contiguous().unsqueeze(1),
+        boxes=box.expand(len(images), 1, 1, 4),
+        entropies=spectral_entropy(_grey(canvas)).view(-1, 1, 1),
+        sparse=edge < side,
+    )
+
+
+def _joined(first: Selection, then: Selection) -> Selection:
+    return Selection(
+        canvases=torch.cat([first.canvases, then.canvases], dim=1),
+        boxes=torch.cat([first.boxes, then.boxes], dim=1),
+        entropies=torch.cat([first.entropies, then.entropies], dim=1),
+        sparse=first.sparse or then.sparse,
+    )
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """Rec. 601 luma: uint8 [..., 3, H, W] -> float32 [..., H, W]."""
+    return (pixels.float() * torch.tensor(_LUMA, device=pixels.device).view(3, 1, 1)).sum(dim=-3)
 
 
 def _random_offset(side: int, patch: int, generator: torch.Generator) -> int:

@@ -20,7 +20,7 @@ from model.training.pipeline import CONDITIONS, Experiment, HeldOut
 log = logging.getLogger(__name__)
 
 RANKS = (0, 20, 64, 100, 200)
-VIEWS = (1, 2, 4)
+WINDOWS = (1, 2, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +56,20 @@ def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
     def options(**changes: Any) -> TrainOptions:
         return frozen.model_copy(update=changes)
 
-    def cut(rule: PatchRule, *, whole: bool = False) -> TrainOptions:
-        how = base.augmentation.model_copy(update={"whole": whole})
-        return options(cut=rule, augmentation=how)
+    def cut(rule: PatchRule) -> TrainOptions:
+        return options(network=base.network.model_copy(update={"patches": rule}))
 
-    centre = PatchRule(candidates=1)
-    yield Variant("input", "whole image, resized", cut(centre, whole=True), rank)
-    yield Variant("input", "native centre crop", cut(centre), rank)
+    yield Variant("input", "whole image, resized", cut(PatchRule(whole=True)), rank)
+    yield Variant("input", "native centre crop", cut(PatchRule(candidates=1)), rank)
     for size in (32, 56, 112, 224):
         rule = PatchRule(patch_size=size, high_share=1.0 if size == 224 else 0.5)
         yield Variant("input", f"selected patches, {size} px", cut(rule), rank)
 
-    several = cut(PatchRule(canvases=max(VIEWS), high_share=1.0))
-    for count in VIEWS:
-        yield Variant("views averaged", str(count), several, rank, count)
+    for whole in (False, True):
+        several = cut(PatchRule(canvases=max(WINDOWS) + whole, high_share=1.0, whole=whole))
+        for count in WINDOWS:
+            name = f"{'the whole image and ' * whole}{count} native"
+            yield Variant("canvases averaged", name, several, rank, count + whole)
 
     for read, features, blocks in (
         ("joint space", "joint", ()),
@@ -115,6 +115,7 @@ def ablate(
     command: str,
     cache: Path,
     dtype: torch.dtype,
+    engine: str,
     accelerator: Accelerator,
     only: Sequence[str] | None = None,
     rank: int = 64,
@@ -129,6 +130,7 @@ def ablate(
         command: what was run, for the record.
         cache: folder of computed features.
         dtype: of the tower's weights.
+        engine: what computes the frozen tower's features; with LoRA it is torch.
         accelerator: device and processes.
         only: sections to run; None: all.
         rank: text directions removed.
@@ -146,7 +148,7 @@ def ablate(
         )
         experiment = Experiment(
             rows, projector, variant.options, cache=cache, dtype=dtype, accelerator=accelerator,
-            views=variant.views,
+            engine="torch" if variant.options.lora else engine, views=variant.views,
         )  # fmt: skip
         left_out = experiment.held_out()
         figures = {name: _figures(rows, left_out[name]) for name in CONDITIONS}

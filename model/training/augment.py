@@ -36,11 +36,6 @@ class Augmentation(BaseModel):
     jitter: float = Field(
         0.0, ge=0, le=1, description="share whose brightness, contrast and colour vary by 20 %"
     )
-    whole: bool = Field(
-        False,
-        description="every copy, of any kind, ends resized to one canvas: the ablation of "
-        "native patches",
-    )
 
 
 def recompress(image: Image.Image, codec: str, quality: int, subsampling: int = -1) -> Image.Image:

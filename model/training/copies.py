@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from model.ahead import ahead
@@ -63,11 +63,14 @@ def copy_of(
         image = degrade(image, rng, min_side=rule.canvas_size, how=how)
         # One patch cannot be of both extremes: toss for it.
         share = float(rng.integers(2)) if rule.patches_per_canvas == 1 else rule.high_share
-        rule = rule.model_copy(update={"canvases": 1, "high_share": share})
-    if how.whole:
-        side = rule.canvas_size
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+        rule = one_canvas(rule.model_copy(update={"high_share": share}), rng)
     return image, rule
+
+
+def one_canvas(rule: PatchRule, rng: np.random.Generator) -> PatchRule:
+    """Draw one canvas of a rule's: the whole image as often as the rule has it."""
+    whole = rule.whole and bool(rng.integers(rule.canvases) == 0)
+    return rule.model_copy(update={"canvases": 1, "whole": whole})
 
 
 def canvases_of(
@@ -114,7 +117,7 @@ def _guarded(rows: Sequence[Row], work: Callable[[int, Row], T]) -> Iterator[T |
     return ahead(guarded, enumerate(rows), _AHEAD)
 
 
-def usable(rows: Sequence[Row], rule: PatchRule, how: Augmentation) -> Tensor:
+def usable(rows: Sequence[Row], rule: PatchRule) -> Tensor:
     """Find the images that every copy can be cut from, by decoding each in full once.
 
     Training that draws copies anew would otherwise meet a damaged image hours after its start.
@@ -131,7 +134,7 @@ def usable(rows: Sequence[Row], rule: PatchRule, how: Augmentation) -> Tensor:
         # Of all copies only an equalised one may be smaller than the image and than a canvas: that
         # of a very long image, whose long side it limits.
         short = min(width, height) * EQUALISED_MAX_SIDE // max(width, height) - EQUALISED_CUT
-        if min(width, height, *([] if how.whole else [short])) < rule.min_side:
+        if min(width, height, short) < rule.min_side:
             raise ImageTooSmallError(width, height, rule.min_side)
         return True
 
@@ -161,7 +164,7 @@ class CanvasSource:
         workers: int = 1,
     ) -> None:  # fmt: skip
         self._rows = rows
-        self._rule = rule.model_copy(update={"canvases": 1})
+        self._rule = rule
         self._kinds = tuple(kinds)
         self._how = how
         self._pool = ThreadPoolExecutor(workers, "canvases")
@@ -179,5 +182,6 @@ class CanvasSource:
         rng = np.random.default_rng([seed_of(row), step, place])
         kind = self._kinds[rng.integers(len(self._kinds))]
         copy, cut = copy_of(read_rgb(row.path), kind, rng, self._rule, self._how)
+        cut = one_canvas(cut, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return select_patches(_tensor(copy), cut, generator=generator).canvases[0, 0]

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.backbone import Backbone
+from model.engines import tower_engine
 from model.errors import ModelError
 from model.nsnet import hidden_states, normalise
 from model.patches import PatchRule
@@ -62,6 +63,7 @@ def tower_features(
     frozen: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    engine: str = "torch",
 ) -> Features:
     """Compute the features of every copy of every image, or read them back.
 
@@ -79,11 +81,14 @@ def tower_features(
         frozen: the block, from 1, after which all tokens are kept.
         dtype: bfloat16 doubles the speed on recent CPUs; tokens differ by about 1 %.
         device: where the tower runs.
+        engine: what runs it, see `engines.make_engine`. Hidden states come from torch alone.
 
     Raises:
-        ModelError: no image could be used.
+        ModelError: no image could be used, or an engine that cannot be had for this.
     """
-    key = f"{digest(rows)}{backbone.sha256}{rule!r}{tuple(kinds)}{how!r}{frozen}{dtype}"
+    if engine != "torch" and frozen is not None:
+        raise ModelError("adapters learn from what torch computes: leave --engine at torch")
+    key = f"{digest(rows)}{backbone.sha256}{rule!r}{tuple(kinds)}{how!r}{frozen}{dtype}{engine}"
     stem = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     path, hidden_path = stem.with_suffix(".safetensors"), stem.with_suffix(".hidden")
     visual = backbone.visual
@@ -94,13 +99,22 @@ def tower_features(
         or (frozen is not None and not hidden_path.exists())
     ):
         cache.mkdir(parents=True, exist_ok=True)
-        visual = copy.deepcopy(visual).to(device=device, dtype=dtype)
         with contextlib.ExitStack() as stack:
+            if engine == "torch":
+                visual = copy.deepcopy(visual).to(device=device, dtype=dtype)
+            else:
+                tower = tower_engine(
+                    engine, visual, range(1, depth + 1), device=torch.device(device), dtype=dtype,
+                    threads=torch.get_num_threads(),
+                )  # fmt: skip
             file = stack.enter_context(hidden_path.open("wb")) if frozen else None
 
             @torch.inference_mode()
             def run(canvases: Sequence[Canvas]) -> Tensor:
-                pixels = normalise(torch.stack([c.pixels for c in canvases]).to(device))
+                pixels = torch.stack([c.pixels for c in canvases])
+                if engine != "torch":
+                    return tower(pixels).half()
+                pixels = normalise(pixels.to(device))
                 states = hidden_states(visual, pixels.to(dtype), range(1, depth + 1))
                 if file is not None and frozen is not None:
                     file.write(states[frozen - 1].half().cpu().numpy().tobytes())

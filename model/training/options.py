@@ -4,7 +4,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.errors import ModelError
 from model.nsnet import PRESETS, NSNetConfig
-from model.patches import PatchRule
 from model.training.augment import Augmentation
 from model.training.copies import CLEAN, DEGRADED, EQUALISED
 from model.training.lora import LoraOptions
@@ -29,11 +28,6 @@ class TrainOptions(BaseModel):
         False,
         description="draw every copy anew through the whole tower, instead of caching what the "
         "frozen blocks gave for a fixed number of copies: for a GPU",
-    )
-    cut: PatchRule = Field(
-        PatchRule(canvases=2),
-        description="how training copies are cut: both extremes of entropy, for variety, whatever "
-        "the network reads in service",
     )
     degraded: int = Field(3, ge=0, description="degraded copies per image")
     augmentation: Augmentation = Augmentation()
@@ -63,8 +57,6 @@ class TrainOptions(BaseModel):
                 raise ValueError("cached training needs a frozen block below all that are read")
         if self.lora is not None and max(self.lora.blocks) > (self.network.depth or 10**6):
             raise ValueError("adapters past the last block that is read would never be trained")
-        if self.cut.canvas_size != self.network.patches.canvas_size:
-            raise ValueError("training copies are cut for another input size than the network's")
         return self
 
     @property
@@ -87,7 +79,7 @@ def preset(name: str) -> TrainOptions:
         head = FitOptions(bce_share=1.0, smoothing=0.1)
         return TrainOptions(network=network, head=head, shares=(3.0, 3.0, 2.0))
     return TrainOptions(
-        network=network, cut=network.patches, head=None, live=True,
+        network=network, head=None, live=True,
         lora=LoraOptions(blocks=tuple(range(1, 25)), rank=8),
         lora_fit=FitOptions(steps=20_000, batch_size=64, learning_rate=1e-4, dropout=0.0),
         measured_folds=1,

@@ -74,6 +74,7 @@ class Experiment:
         dtype: of the tower's frozen weights and its arithmetic; adapters' weights and the head
             are float32.
         accelerator: device and processes.
+        engine: what computes the frozen tower's features.
         views: canvases of an image whose logits are averaged in scoring, the first ones; None: all.
 
     Raises:
@@ -89,6 +90,7 @@ class Experiment:
         cache: Path,
         dtype: torch.dtype,
         accelerator: Accelerator,
+        engine: str = "torch",
         views: int | None = None,
     ) -> None:
         config = options.network
@@ -110,14 +112,14 @@ class Experiment:
         self.backbone_sha256 = self._tower.sha256
         network = self._network()
         if options.live:
-            self._usable = usable(rows, options.cut, options.augmentation)
+            self._usable = usable(rows, config.patches)
         else:
             # One process computes, the others read what it wrote.
             with accelerator.main_process_first():
                 self.features = tower_features(
-                    rows, self._tower, options.cut, options.kinds, options.augmentation, cache,
+                    rows, self._tower, config.patches, options.kinds, options.augmentation, cache,
                     depth=network.reads[-1], frozen=self._frozen or None, dtype=dtype,
-                    device=str(accelerator.device),
+                    device=str(accelerator.device), engine=engine,
                 )  # fmt: skip
             self._usable = torch.zeros(len(rows), dtype=torch.bool)
             self._usable[self.features.row] = True
@@ -167,7 +169,8 @@ class Experiment:
                 trainee = Trainee(network, options.lora_fit.dropout, "hidden", self._frozen)
             else:
                 rows = [row for row, chosen in zip(self.rows, included, strict=True) if chosen]
-                source = CanvasSource(rows, options.cut, options.kinds, options.augmentation)
+                rule, how = options.network.patches, options.augmentation
+                source = CanvasSource(rows, rule, options.kinds, how)
                 labels, weights = self._drawn(included.nonzero().squeeze(1), None)
                 trainee = Trainee(network, options.lora_fit.dropout, "canvases")
             if options.head is None:
@@ -296,6 +299,7 @@ def train(
     cache: Path,
     run: Path | None = None,
     dtype: torch.dtype = torch.float32,
+    engine: str = "torch",
     accelerator: Accelerator | None = None,
 ) -> Metadata:
     """Train, calibrate and write a checkpoint.
@@ -312,6 +316,7 @@ def train(
         run: folder for configuration, loss curves, TensorBoard, figures and the states from which
             a killed run goes on.
         dtype: of the tower's weights.
+        engine: what computes the frozen tower's features, see `engines.make_engine`.
         accelerator: device and processes; one CPU process without.
 
     Raises:
@@ -328,10 +333,11 @@ def train(
     if run is not None and main:
         basis = projector.null_space.basis.contiguous().numpy().tobytes()
         _claim(run, record | {"projector_sha256": hashlib.sha256(basis).hexdigest(),
-                              "dtype": str(dtype)})  # fmt: skip
+                              "dtype": str(dtype), "engine": engine})  # fmt: skip
     experiment = Experiment(
-        rows, projector, options, cache=cache, dtype=dtype, accelerator=accelerator
-    )
+        rows, projector, options,
+        cache=cache, dtype=dtype, engine=engine, accelerator=accelerator,
+    )  # fmt: skip
     left_out = experiment.held_out(run)
     calibration, cuts = calibrate(
         [(part.labels, part.logits) for part in left_out.values()],
@@ -404,7 +410,7 @@ def _claim(run: Path, config: dict[str, Any]) -> None:
     """
     path = run / "config.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    for key in ("data_sha256", "projector_sha256", "options", "dtype"):
+    for key in ("data_sha256", "projector_sha256", "options", "dtype", "engine"):
         if found.get(key, config[key]) != config[key]:
             raise ModelError(f"{run} holds a run of other {key}; choose another folder")
     versions = {p: version_of(p) for p in ("torch", "open_clip_torch", "peft", "accelerate")}

@@ -69,24 +69,29 @@ def test_rows_are_rounded_to_int8_each_by_its_own_scale() -> None:
     assert (np.abs(values * scales - weight) <= scales / 2 * 1.001).all()
 
 
+VNNI, AMX = {"avx512_vnni"}, {"avx512_vnni", "amx_int8", "amx_bf16"}
+
+
 @pytest.mark.parametrize(
-    ("name", "device", "native", "installed", "expected"),
+    ("name", "device", "dtype", "native", "installed", "expected"),
     [
-        ("auto", "cpu", True, True, "int8"),
-        ("auto", "cpu", False, True, "torch"),
-        ("auto", "cpu", True, False, "torch"),
-        ("auto", "meta", True, True, "torch"),  # as on a GPU
-        ("torch", "cpu", True, True, "torch"),
+        ("auto", "cpu", torch.bfloat16, VNNI, True, "int8"),
+        ("auto", "cpu", torch.bfloat16, AMX, True, "openvino"),
+        ("auto", "cpu", torch.float32, AMX, True, "int8"),
+        ("auto", "cpu", torch.float32, set(), True, "torch"),
+        ("auto", "cpu", torch.bfloat16, AMX, False, "torch"),
+        ("auto", "meta", torch.bfloat16, AMX, True, "torch"),  # as on a GPU
+        ("torch", "cpu", torch.bfloat16, AMX, True, "torch"),
     ],
 )
-def test_auto_is_int8_where_the_cpu_has_it(
-    network: NSNet, monkeypatch: pytest.MonkeyPatch, name: str, device: str, native: bool,
-    installed: bool, expected: str,
+def test_auto_is_what_the_cpu_is_fastest_with(
+    network: NSNet, monkeypatch: pytest.MonkeyPatch, name: str, device: str, dtype: torch.dtype,
+    native: set[str], installed: bool, expected: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(engines, "cpu_has", lambda *_: native)
+    monkeypatch.setattr(engines, "cpu_has", lambda *asked: bool(native.intersection(asked)))
     if not installed:
         monkeypatch.setattr(engines, "_openvino", lambda: None)
-    engine = make_engine(name, network, device=torch.device(device), dtype=torch.float32, threads=1)
+    engine = make_engine(name, network, device=torch.device(device), dtype=dtype, threads=1)
     assert engine.name == expected
 
 

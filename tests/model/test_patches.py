@@ -1,10 +1,13 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
 from model.errors import ImageTooSmallError
@@ -202,3 +205,31 @@ def test_any_image_gives_full_canvases_with_boxes_inside_it(
     assert bool((left < right).all() and (top < bottom).all())
     assert int(right.max()) <= width
     assert int(bottom.max()) <= height
+
+
+@pytest.mark.parametrize("size", [(500, 300), (300, 501), (230, 1200), (150, 160)])
+def test_the_whole_image_comes_first_as_clip_would_see_it(size: tuple[int, int]) -> None:
+    width, height = size
+    image = textured(height, width)
+    rule = PatchRule(canvases=3, whole=True, high_share=1.0)
+    found = select_patches(image, rule)
+    windows = select_patches(image, PatchRule(canvases=2, high_share=1.0))
+    assert torch.equal(found.canvases[:, 1:], windows.canvases)
+    assert torch.equal(found.boxes[:, 1:], windows.boxes)
+    assert found.sparse == windows.sparse
+    left, top, right, bottom = found.boxes[0, 0, 0].tolist()
+    assert right - left == bottom - top == min(size)
+    assert abs(left + right - width) <= 1
+    assert abs(top + bottom - height) <= 1
+    square = Image.fromarray(image[0, :, top:bottom, left:right].permute(1, 2, 0).numpy())
+    expected = np.array(square.resize((224, 224), Image.Resampling.BICUBIC))
+    difference = found.canvases[0, 0].permute(1, 2, 0).int() - torch.from_numpy(expected).int()
+    assert difference.abs().max() <= 2
+
+    alone = select_patches(image, PatchRule(whole=True))
+    assert torch.equal(alone.canvases, found.canvases[:, :1])
+
+
+def test_the_whole_image_does_not_go_with_mosaics() -> None:
+    with pytest.raises(ValidationError, match="not with mosaics"):
+        PatchRule(patch_size=32, whole=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from model.errors import ModelError
@@ -19,6 +18,7 @@ from model.training.copies import (
     Canvas,
     CanvasSource,
     canvases_of,
+    one_canvas,
     usable,
 )
 from model.training.manifest import AI, Row
@@ -81,28 +81,40 @@ def test_images_that_a_step_could_stumble_over_are_found_at_once(
     rows[1].path.write_bytes(rows[0].path.read_bytes()[:2000])  # its header is whole
     rows[2].path.unlink()
     with caplog.at_level(logging.WARNING):
-        assert usable(rows, RULE, HOW).tolist() == [True, False, False, False, False]
+        assert usable(rows, RULE).tolist() == [True, False, False, False, False]
     assert "4 of 5 images" in caplog.text
-    # The long one's equalised copy, 46 px high before its edges are cut, is what does not fit.
-    assert usable(rows, RULE, Augmentation(whole=True)).tolist()[3:] == [False, True]
+    # The long one is high enough; its equalised copy, 46 px before its edges are cut, is not.
     with pytest.raises(ModelError, match="no image"):
-        usable(rows[1:], RULE, HOW)
+        usable(rows[1:], RULE)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 33), (300, 40), (1200, 60)])
 def test_every_copy_of_a_usable_image_can_be_cut(size: tuple[int, int], tmp_path: Path) -> None:
     rule = PatchRule(patch_size=32, canvas_size=64)
     rows = [row(tmp_path, "a.png", *size)]
-    assert usable(rows, rule, HOW).all()
+    assert usable(rows, rule).all()
     source = CanvasSource(rows, rule, KINDS, HOW)
     for step in range(12):
         assert source.read(torch.tensor([0, 0]), step).shape == (2, 3, 64, 64)
 
 
-def test_a_whole_copy_is_one_canvas(tmp_path: Path) -> None:
-    rule = PatchRule(patch_size=64, canvas_size=64)
-    [clean] = canvases_of(0, row(tmp_path, "a.png"), rule, (CLEAN,), Augmentation(whole=True))
-    left, right = ((150 - 130) // 2, 150 - (150 - 130) // 2)
-    square = photo(150, 130).crop((left, 0, right, 130)).resize((64, 64), Image.Resampling.BICUBIC)
-    difference = clean.pixels.float() - torch.from_numpy(np.array(square)).permute(2, 0, 1)
-    assert difference.abs().mean() < 2
+def test_one_canvas_of_a_copy_is_the_whole_image_as_often_as_in_service(tmp_path: Path) -> None:
+    """In what is drawn anew at every step, and in degraded copies."""
+    rule = PatchRule(patch_size=64, canvas_size=64, canvases=3, whole=True, high_share=1.0)
+    rng = np.random.default_rng(0)
+    drawn = [one_canvas(rule, rng) for _ in range(600)]
+    assert {cut.canvases for cut in drawn} == {1}
+    assert 160 < sum(cut.whole for cut in drawn) < 240
+
+    here = row(tmp_path, "a.png")
+    found = canvases_of(0, here, rule, (CLEAN, DEGRADED, DEGRADED), HOW)
+    assert [canvas.kind for canvas in found] == [CLEAN] * 3 + [DEGRADED] * 2
+    image = torch.from_numpy(np.array(photo(150, 130))).permute(2, 0, 1)[None]
+    assert torch.equal(found[0].pixels, select_patches(image, rule).canvases[0, 0])
+    source = CanvasSource([here], rule, (CLEAN,), HOW)
+    wholes = sum(
+        bool(torch.equal(pixels, found[0].pixels))
+        for step in range(10)
+        for pixels in source.read(torch.tensor([0, 0, 0]), step)
+    )
+    assert 3 <= wholes <= 17

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model.backbone import Backbone, load_backbone
+from model.errors import ModelError
 from model.nsnet import block_tokens, continue_tokens, normalise
 from model.training import features
 from model.training.augment import Augmentation
@@ -97,6 +98,20 @@ def test_what_decides_the_features_decides_the_file(
         computed(rows, tower, tmp_path / "cache", **changes)
     computed(rows[:4], tower, tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 5
+
+
+def test_another_engine_gives_the_same_tokens_in_a_file_of_its_own(
+    rows: list[Row], tower: Backbone, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    cache = tmp_path / "cache"
+    torch_s = computed(rows, tower, cache, frozen=None).tokens.float()
+    other = computed(rows, tower, cache, frozen=None, engine="openvino").tokens.float()
+    assert other.shape == torch_s.shape
+    assert torch.allclose(other, torch_s, atol=0.02)
+    assert len(list(cache.glob("*.safetensors"))) == 2
+    with pytest.raises(ModelError, match="adapters learn from what torch computes"):
+        computed(rows, tower, cache, engine="openvino")
 
 
 def test_a_deeper_file_serves_a_shallower_need_and_not_the_other_way(

@@ -35,7 +35,7 @@ HEAD = FitOptions(steps=60, batch_size=32, learning_rate=1e-2, dropout=0.1, ema=
 TUNE = FitOptions(steps=25, batch_size=16, learning_rate=3e-3, lora_learning_rate=3e-3, ema=0.5)
 JOINT = NSNetConfig(backbone=TINY, features="joint", hidden=8, patches=RULE)
 BLOCKS = JOINT.model_copy(update={"features": "blocks", "blocks": (3,)})
-BASE: dict[str, Any] = {"cut": RULE, "degraded": 1, "folds": 2}
+BASE: dict[str, Any] = {"degraded": 1, "folds": 2}
 WAYS = {
     "frozen": TrainOptions(network=BLOCKS, head=HEAD, **BASE),
     "lora": TrainOptions(
@@ -240,7 +240,6 @@ def test_no_network_of_a_finished_fold_is_kept(tmp_path: Path) -> None:
         ("lora", {"lora": {"blocks": [1, 3]}}, "a frozen block below"),
         ("lora", {"lora": {"blocks": [4]}}, "a frozen block below"),
         ("lora", {"lora": {"blocks": [3, 4]}}, "would never be trained"),
-        ("frozen", {"cut": {}}, "another input size"),
         ("frozen", {"epochs": 3}, "Extra inputs"),
     ],
 )

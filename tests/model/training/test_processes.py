@@ -13,7 +13,6 @@ import torch
 from model.checkpoint import read_checkpoint
 from model.nsnet import NSNetConfig
 from model.nullspace import StoredProjector, null_space, save_projector
-from model.patches import PatchRule
 from model.training.lora import LoraOptions
 from model.training.options import TrainOptions
 from model.training.trainer import FitOptions
@@ -24,12 +23,11 @@ ROOT = Path(__file__).parent.parent.parent.parent
 
 
 def test_two_processes_train_one_checkpoint(tiny_tower: Path, tmp_path: Path) -> None:
-    cut: PatchRule = RULE
     options = TrainOptions(
-        network=NSNetConfig(backbone=TINY, features="blocks", blocks=(3,), hidden=8, patches=cut),
+        network=NSNetConfig(backbone=TINY, features="blocks", blocks=(3,), hidden=8, patches=RULE),
         head=FitOptions(steps=30, batch_size=32, learning_rate=1e-2),
         lora=LoraOptions(blocks=(2, 3), rank=2), lora_fit=FitOptions(steps=4, batch_size=8),
-        cut=cut, degraded=1, folds=2, measured_folds=1,
+        degraded=1, folds=2, measured_folds=1,
     )  # fmt: skip
     (tmp_path / "options.json").write_text(options.model_dump_json())
     texts = torch.randn(60, 32, generator=torch.Generator().manual_seed(1))
