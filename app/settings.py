@@ -46,9 +46,9 @@ class Settings(BaseSettings):
         "auto", description="what runs the tower; auto: the fastest here"
     )
     canvases: Literal["all", "adaptive"] = Field(
-        "all",
-        description="how much of an image is looked at: all canvases; adaptive: the others only "
-        "where the first leaves doubt, twice as fast on a CPU, and less accurate",
+        "adaptive",
+        description="how much of an image is looked at: all canvases; adaptive: windows only where "
+        "the whole image leaves doubt",
     )
     torch_threads: int = Field(
         0, ge=0, description="threads of the forward pass; 0: the cores this process may use"

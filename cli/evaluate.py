@@ -32,7 +32,7 @@ def evaluate(
     device: _Device = "auto",
     dtype: _Dtype = "auto",
     engine: _Engine = "auto",
-    canvases: _Canvases = "all",
+    canvases: _Canvases = "adaptive",
     backbone: _Backbone = None,
 ) -> None:
     """Score images under every condition; write report.json, report.md, scores.csv and plots."""

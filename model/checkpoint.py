@@ -1,5 +1,7 @@
 """One safetensors file holds all that is ours: projector basis, head, LoRA deltas, calibration.
 
+Beside them may lie the ranges of the tower's activations, for engines that multiply in int8.
+
 The frozen tower is not in it; its digest is.
 """
 
@@ -16,10 +18,12 @@ from torch import Tensor
 
 from model.errors import CheckpointError, ModelError
 from model.nsnet import NSNet, NSNetConfig, merge_lora
+from model.ranges import Ranges, ranges_shapes
 from model.tensorfile import parse_tensors, write_tensors
 
 KEY = "nsnet"
 _LORA = "lora."
+_RANGES = "ranges."
 
 
 class _Strict(BaseModel):
@@ -106,7 +110,8 @@ class Checkpoint:
 
     Attributes:
         metadata: what it says of itself.
-        tensors: `basis`, `head.*`, and `lora.<parameter>.down|up`; finite, float32.
+        tensors: `basis`, `head.*`, `lora.<parameter>.down|up` and `ranges.<layer>`; finite,
+            float32.
         sha256: digest of the file.
     """
 
@@ -114,12 +119,18 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     sha256: str
 
+    @property
+    def ranges(self) -> Ranges | None:
+        """What `ranges.activation_ranges` found, or None where the file holds none."""
+        return _split(self.tensors, _RANGES)[0] or None
+
 
 def save_checkpoint(
     path: Path,
     model: NSNet,
     metadata: Metadata,
     deltas: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    ranges: Ranges | None = None,
 ) -> None:
     """Write `model` without its tower.
 
@@ -128,6 +139,7 @@ def save_checkpoint(
         model: the network.
         metadata: what the file says of itself.
         deltas: what LoRA adds to the tower, as `nsnet.merge_lora` takes it.
+        ranges: of the adapted tower, by `ranges.activation_ranges`.
     """
     adapters = {
         f"{_LORA}{name}.{part}": tensor
@@ -135,7 +147,9 @@ def save_checkpoint(
         for part, tensor in zip(("down", "up"), pair, strict=True)
     }
     own = {k: v for k, v in model.state_dict().items() if not k.startswith("visual.")}
-    tensors = {name: tensor.detach().float().cpu() for name, tensor in (own | adapters).items()}
+    read = {f"{_RANGES}{layer}": tensor for layer, tensor in (ranges or {}).items()}
+    everything = own | adapters | read
+    tensors = {name: tensor.detach().float().cpu() for name, tensor in everything.items()}
     write_tensors(path, tensors, KEY, metadata)
 
 
@@ -165,8 +179,8 @@ def build_model(checkpoint: Checkpoint, visual: Any) -> NSNet:
     Raises:
         CheckpointError: a tensor is missing, left over, or of another shape.
     """
-    tensors = dict(checkpoint.tensors)
-    lora = {k.removeprefix(_LORA): tensors.pop(k) for k in list(tensors) if k.startswith(_LORA)}
+    ranges, tensors = _split(checkpoint.tensors, _RANGES)
+    lora, tensors = _split(tensors, _LORA)
     names = {name.rsplit(".", 1)[0] for name in lora}
     try:
         deltas = {name: (lora.pop(f"{name}.down"), lora.pop(f"{name}.up")) for name in names}
@@ -187,5 +201,17 @@ def build_model(checkpoint: Checkpoint, visual: Any) -> NSNet:
             raise CheckpointError(
                 f"the checkpoint's {name} is {list(tensors[name].shape)}, not {list(shape)}"
             )
+    if ranges:
+        shapes = ranges_shapes(visual, model.reads[-1])
+        if {layer: tuple(tensor.shape) for layer, tensor in ranges.items()} != shapes:
+            raise CheckpointError("the checkpoint's ranges are not those of its tower's layers")
     model.load_state_dict(tensors, strict=False)
     return model.requires_grad_(False).eval()
+
+
+def _split(
+    tensors: Mapping[str, Tensor], prefix: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Those whose name starts with the prefix, without it, and the others."""
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return own, {k: v for k, v in tensors.items() if not k.startswith(prefix)}

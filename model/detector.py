@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 # Log-odds between an image's first canvas and a threshold; see `Detector.settled`.
 CLEARING_MARGIN = 0.5
-ACCUSING_MARGIN = 2.0
+ACCUSING_MARGIN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class Detector:
         dtype: str = "auto",
         engine: str = "auto",
         threads: int | None = None,
-        canvases: str = "all",
+        canvases: str = "adaptive",
     ) -> Self:
         """Load a checkpoint and the tower it names.
 
@@ -158,8 +158,8 @@ class Detector:
             engine: what runs the tower, see `engines.make_engine`.
             threads: of an engine with threads of its own; None: as many as torch has here.
             canvases: `all` that the patch rule selects; `adaptive`: the first one, and the others
-                only where its verdict is in doubt (`settled`): twice as fast on a CPU, and less
-                certain of the order of scores (`benchmarks/engines.py`).
+                only where its verdict is in doubt (`settled`), which costs two thirds of the time
+                and no accuracy (`benchmarks/engines.py`).
 
         Raises:
             ModelError: with one clear line.
@@ -176,7 +176,12 @@ class Detector:
         where, kind = place(device, dtype)
         model = build_model(stored, tower.visual)
         run = make_engine(
-            engine, model, device=where, dtype=kind, threads=threads or torch.get_num_threads()
+            engine,
+            model,
+            device=where,
+            dtype=kind,
+            threads=threads or torch.get_num_threads(),
+            ranges=stored.ranges,
         )
         if not isinstance(run, TorchEngine):
             model.release_tower()  # the engine has weights of its own

@@ -52,7 +52,7 @@ PRESETS: Mapping[str, NSNetConfig] = {
     "default": NSNetConfig(
         backbone="ViT-B-16-quickgelu",
         features="blocks",
-        blocks=(6, 7, 8, 9, 10, 11, 12),
+        blocks=(6, 7, 8, 9, 10, 11),
         patches=PatchRule(patch_size=224, canvases=2, high_share=1.0, whole=True),
     ),
 }

@@ -186,8 +186,9 @@ def select_patches(
     limit = rule.candidates * per_canvas
     tops, lefts = grid(len(rows_of), len(columns_of), size, limit)
 
-    patches = _gather(images, rows_of, columns_of, tops, lefts, size)  # [B, n, 3, N, N] uint8
-    grey = _grey(patches)  # [B, n, N, N]
+    cut = _gather(images, rows_of, columns_of, tops, lefts, size)  # [B, 3, ny, N, nx, N] uint8
+    grey = _grey(cut.flatten(2, 3).flatten(3)).view(len(cut), *cut.shape[2:])
+    grey = grey.transpose(2, 3).flatten(1, 2)  # [B, n, N, N]
     entropy = spectral_entropy(grey)  # [B, n]
     flat = grey.flatten(-2).std(dim=-1) < FLAT_STD
 
@@ -197,13 +198,14 @@ def select_patches(
     # Rank r goes to canvas r mod K, so that every canvas gets the same mix of high and low.
     chosen = chosen.view(-1, per_canvas, canvases).transpose(1, 2).sort(dim=2).values  # [B, K, P]
 
-    index = chosen.flatten(1)[..., None, None, None]
-    tiles = patches.gather(1, index.expand(-1, -1, *patches.shape[2:]))
+    index = chosen.flatten(1)
+    of_image = torch.arange(len(cut), device=images.device)[:, None]
+    tiles = cut[of_image, :, index // len(lefts), :, index % len(lefts)]  # [B, K * P, 3, N, N]
     corners = torch.tensor([(y, x) for y in tops for x in lefts], device=images.device)
     found = Selection(
-        canvases=_tile(tiles.view(*chosen.shape, *patches.shape[2:]), rule.canvas_size),
+        canvases=_tile(tiles.view(*chosen.shape, 3, size, size), rule.canvas_size),
         boxes=_boxes(corners[chosen], size, (height, width), (top, left)),
-        entropies=entropy.gather(1, chosen.flatten(1)).view(chosen.shape),
+        entropies=entropy.gather(1, index).view(chosen.shape),
         sparse=count < per_canvas or min(images.shape[-2:]) < size,
     )
     return found if whole is None else _joined(whole, found)
@@ -239,7 +241,9 @@ def _joined(first: Selection, then: Selection) -> Selection:
 
 def _grey(pixels: Tensor) -> Tensor:
     """Rec. 601 luma: uint8 [..., 3, H, W] -> float32 [..., H, W]."""
-    return (pixels.float() * torch.tensor(_LUMA, device=pixels.device).view(3, 1, 1)).sum(dim=-3)
+    red, green, blue = pixels.unbind(-3)
+    grey = red.float().mul_(_LUMA[0])
+    return grey.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def _random_offset(side: int, patch: int, generator: torch.Generator) -> int:
@@ -258,12 +262,11 @@ def _mirrored(side: int, patch: int, device: torch.device) -> Tensor:
 def _gather(
     images: Tensor, rows: Tensor, columns: Tensor, tops: list[int], lefts: list[int], size: int
 ) -> Tensor:
-    """uint8 [B, n, 3, N, N]: only the candidates' pixels are ever touched."""
+    """uint8 [B, 3, ny, N, nx, N]: only the candidates' pixels are ever touched."""
     y = torch.cat([rows[t : t + size] for t in tops])
     x = torch.cat([columns[t : t + size] for t in lefts])
     cut = images.index_select(-2, y).index_select(-1, x)
-    cut = cut.view(-1, 3, len(tops), size, len(lefts), size)
-    return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, len(tops) * len(lefts), 3, size, size)
+    return cut.view(-1, 3, len(tops), size, len(lefts), size)
 
 
 def _choose(

@@ -78,7 +78,7 @@ def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
         network = base.network.model_copy(update={"features": features, "blocks": blocks})
         yield Variant("last block", read, options(network=network), rank)
 
-    for first, last in ((8, 8), (6, 9), (4, 10), (2, 10)):
+    for first, last in ((8, 8), (6, 9), (4, 10), (4, 12), (6, 12), (8, 12)):
         middle = tuple(range(first, last + 1))
         network = base.network.model_copy(update={"features": "blocks", "blocks": middle})
         name = ", ".join(str(block) for block in middle)

@@ -22,9 +22,11 @@ from model.backbone import load_backbone
 from model.checkpoint import Metadata, Projector, Training, save_checkpoint
 from model.errors import ModelError
 from model.evaluation.metrics import auc, bootstrap, recall_at_fpr
-from model.nsnet import NSNet
+from model.nsnet import NSNet, NSNetConfig, merge_lora
 from model.nullspace import StoredProjector
+from model.ranges import activation_ranges
 from model.training import lora
+from model.training.augment import Augmentation
 from model.training.calibrate import calibrate
 from model.training.copies import (
     CLEAN,
@@ -46,6 +48,7 @@ Array = NDArray[np.float64]
 
 CONDITIONS = {"clean": CLEAN, "equalised": EQUALISED}
 _BATCH = 16
+_RANGED = 32  # images whose activations give the ranges for int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,10 +385,22 @@ def train(
     )  # fmt: skip
     if main:
         deltas = lora.deltas(network.visual) if options.lora else {}
-        save_checkpoint(out, network, metadata, deltas)
+        save_checkpoint(out, network, metadata, deltas, _ranges(rows, options.network, deltas))
         if run is not None:
             _write(run / "metrics.json", metadata.evaluation)
     return metadata
+
+
+def _ranges(
+    rows: Sequence[Row], config: NSNetConfig, deltas: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """Ranges of the adapted tower's activations, on images of all parts of the list."""
+    few = rows[:: max(1, len(rows) // _RANGED)]
+    found = canvases_ahead(few, config.patches, (CLEAN,), Augmentation())
+    canvases = torch.stack([canvas.pixels for of in found for canvas in of or ()])
+    visual = load_backbone(config.backbone, depth=config.depth).visual.float()
+    merge_lora(visual, deltas)
+    return activation_ranges(visual, canvases, config.depth or len(visual.transformer.resblocks))
 
 
 def figures(rows: Sequence[Row], part: HeldOut, scores: Array, ai_above: float) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, safe_open, save_file
 
 from model.backbone import load_backbone
-from model.checkpoint import Metadata, build_model, read_checkpoint
+from model.checkpoint import Metadata, build_model, read_checkpoint, save_checkpoint
 from model.errors import CheckpointError
 from model.nsnet import NSNet
+from model.ranges import activation_ranges
 from tests.conftest import TINY
 
 
@@ -52,6 +53,20 @@ def test_lora_deltas_are_merged_at_load(checkpoint: Path, network: NSNet, tiny_t
     assert torch.allclose(merged.visual.get_parameter(name), expected, atol=1e-6)
 
 
+def test_ranges_come_back(network: NSNet, metadata: Metadata, tmp_path: Path) -> None:
+    depth = network.reads[-1]
+    ranges = activation_ranges(network.visual, torch.zeros(1, 3, 64, 64).byte(), depth)
+    path = tmp_path / "ranged.safetensors"
+    save_checkpoint(path, network, metadata, ranges=ranges)
+    again = read_checkpoint(path)
+    build_model(again, network.visual)
+    assert again.ranges is not None
+    assert again.ranges.keys() == ranges.keys()
+    assert all(torch.equal(again.ranges[layer], ranges[layer]) for layer in ranges)
+    save_checkpoint(path, network, metadata)
+    assert read_checkpoint(path).ranges is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -62,6 +77,7 @@ def test_lora_deltas_are_merged_at_load(checkpoint: Path, network: NSNet, tiny_t
         (lambda t: t["head.embed.weight"].fill_(float("inf")), "not finite"),
         (lambda t: t.update({"lora.conv1.weight.up": torch.ones(2, 2)}), "lacks lora"),
         (lambda t: t.update({"basis": torch.ones(7, 2)}), "basis"),
+        (lambda t: t.update({"ranges.c_fc": torch.ones(3, 2, 32)}), "ranges are not those"),
     ],
 )
 def test_wrong_tensors_are_named(

@@ -39,11 +39,14 @@ def test_a_batch_scores_as_its_images_do_alone(detector: Detector) -> None:
 
 
 def test_scores_are_calibrated(checkpoint: Path, tiny_tower: Path) -> None:
+    def load() -> Detector:
+        return Detector.load(checkpoint, backbone=tiny_tower, canvases="all")
+
     image = photo(200, 200)
-    raw = Detector.load(checkpoint, backbone=tiny_tower).detect([image])[0].score
+    raw = load().detect([image])[0].score
     logit = math.log(raw / (1 - raw))
     rewrite(checkpoint, metadata=lambda m: m["calibration"].update(slope=2.0, intercept=-0.5))
-    moved = Detector.load(checkpoint, backbone=tiny_tower).detect([image])[0].score
+    moved = load().detect([image])[0].score
     assert moved == pytest.approx(1 / (1 + math.exp(-(2 * logit - 0.5))), abs=1e-6)
 
 
@@ -109,7 +112,7 @@ def test_bfloat16_keeps_the_score(checkpoint: Path, tiny_tower: Path) -> None:
         ({"real_below": 0.9999, "ai_above": 1.0}, "first"),  # clearly real
         ({"real_below": 0.0001, "ai_above": 0.9999}, "first"),  # clearly in between
         ({"real_below": 0.5, "ai_above": 0.9999}, "all"),  # real, or in between?
-        ({"real_below": 0.0001, "ai_above": 0.8}, "all"),  # an accusation comes near
+        ({"real_below": 0.0001, "ai_above": 0.6}, "all"),  # an accusation comes near
         ({"real_below": 0.0001, "ai_above": 0.0002}, "all"),  # an accusation
         ({"real_below": 0.0, "ai_above": 1.0}, "first"),
     ],

@@ -11,6 +11,7 @@ from model.backbone import load_backbone
 from model.detector import Detector
 from model.engines import EngineError, int8_rows, make_engine
 from model.nsnet import NSNet
+from model.ranges import activation_ranges
 from tests.conftest import TINY
 from tests.model.test_nsnet import canvases
 
@@ -69,30 +70,72 @@ def test_rows_are_rounded_to_int8_each_by_its_own_scale() -> None:
     assert (np.abs(values * scales - weight) <= scales / 2 * 1.001).all()
 
 
+def test_int8_has_fixed_scales_where_there_are_tiles_and_ranges(
+    network: NSNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Channels far apart are evened out first: without, little is left of the tokens."""
+    for block in network.visual.transformer.resblocks:
+        with torch.no_grad():
+            block.ln_1.weight[3] *= 100
+            block.ln_2.weight[5] *= 100
+            block.attn.in_proj_weight[:, 3] /= 100
+            block.mlp.c_fc.weight[:, 5] /= 100
+    pixels = canvases(4)
+    with torch.inference_mode():
+        expected = network.tokens(pixels)
+    ranges = activation_ranges(network.visual, pixels, network.reads[-1])
+
+    def found(native: set[str]) -> torch.Tensor:
+        monkeypatch.setattr(engines, "cpu_has", lambda *asked: bool(native.intersection(asked)))
+        run = make_engine(
+            "int8", network, device=CPU, dtype=torch.float32, threads=1, ranges=ranges
+        )
+        return run(pixels)
+
+    def error(tokens: torch.Tensor) -> float:
+        return float((tokens - expected).norm() / expected.norm())
+
+    assert error(found(AMX)) < 0.05
+    assert not torch.equal(found(VNNI), found(AMX))
+    assert error(found(VNNI)) < 0.1
+    monkeypatch.setattr(
+        engines, "smooth",
+        lambda weight, of: (torch.ones(weight.shape[1]), float(of.min()), float(of.max())),
+    )  # fmt: skip
+    assert error(found(AMX)) > 0.15
+
+
 VNNI, AMX = {"avx512_vnni"}, {"avx512_vnni", "amx_int8", "amx_bf16"}
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "dtype", "native", "installed", "expected"),
+    ("name", "device", "dtype", "native", "ranges", "expected"),
     [
         ("auto", "cpu", torch.bfloat16, VNNI, True, "int8"),
-        ("auto", "cpu", torch.bfloat16, AMX, True, "openvino"),
-        ("auto", "cpu", torch.float32, AMX, True, "int8"),
+        ("auto", "cpu", torch.bfloat16, VNNI, False, "int8"),
+        ("auto", "cpu", torch.bfloat16, AMX, True, "int8"),
+        ("auto", "cpu", torch.bfloat16, AMX, False, "openvino"),
+        ("auto", "cpu", torch.float32, AMX, False, "int8"),
         ("auto", "cpu", torch.float32, set(), True, "torch"),
-        ("auto", "cpu", torch.bfloat16, AMX, False, "torch"),
         ("auto", "meta", torch.bfloat16, AMX, True, "torch"),  # as on a GPU
         ("torch", "cpu", torch.bfloat16, AMX, True, "torch"),
     ],
 )
 def test_auto_is_what_the_cpu_is_fastest_with(
     network: NSNet, monkeypatch: pytest.MonkeyPatch, name: str, device: str, dtype: torch.dtype,
-    native: set[str], installed: bool, expected: str,
+    native: set[str], ranges: bool, expected: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(engines, "cpu_has", lambda *asked: bool(native.intersection(asked)))
-    if not installed:
-        monkeypatch.setattr(engines, "_openvino", lambda: None)
-    engine = make_engine(name, network, device=torch.device(device), dtype=dtype, threads=1)
-    assert engine.name == expected
+    known = activation_ranges(network.visual, canvases(2), network.reads[-1]) if ranges else None
+
+    def made() -> str:
+        return make_engine(
+            name, network, device=torch.device(device), dtype=dtype, threads=1, ranges=known
+        ).name
+
+    assert made() == expected
+    monkeypatch.setattr(engines, "_openvino", lambda: None)
+    assert made() == "torch"
 
 
 def test_what_cannot_run_is_refused_in_one_line(
