@@ -121,19 +121,29 @@ def spectral_entropy(grey: Tensor) -> Tensor:
     Returns:
         float [...], nats; 0 for a constant patch.
     """
+    return _entropy_and_deviation(grey)[0]
+
+
+def _entropy_and_deviation(grey: Tensor) -> tuple[Tensor, Tensor]:
+    """`spectral_entropy` and the grey levels' standard deviation, by Parseval from one spectrum."""
     size = grey.shape[-1]
-    spectrum = torch.fft.rfft2(grey - grey.mean(dim=(-2, -1), keepdim=True)).abs()
-    # rfft2 keeps one of each conjugate pair: all columns but the first (and, for even N, the last)
-    # stand for two frequencies.
-    weight = torch.full((size // 2 + 1,), 2.0, device=grey.device, dtype=spectrum.dtype)
-    weight[0] = 1.0
-    if size % 2 == 0:
-        weight[-1] = 1.0
-    total = (spectrum * weight).sum(dim=(-2, -1))
-    # -sum p log p with p = m / total is log(total) - sum(m log m) / total: one pass, no division.
-    sum_m_log_m = (torch.xlogy(spectrum, spectrum) * weight).sum(dim=(-2, -1))
-    entropy = total.clamp_min(1e-12).log() - sum_m_log_m / total.clamp_min(1e-12)
-    return torch.where(total > 1e-3 * size, entropy, torch.zeros_like(entropy))
+    spectrum = torch.fft.rfft2(grey - grey.mean(dim=(-2, -1), keepdim=True))
+
+    def total(half: Tensor) -> Tensor:
+        # rfft2 keeps one of each conjugate pair: all columns but the first (and, for even N, the
+        # last) stand for two frequencies.
+        single = half[..., :1] if size % 2 else half[..., :: size // 2]
+        return 2 * half.sum(dim=(-2, -1)) - single.sum(dim=(-2, -1))
+
+    power = spectrum.real.square().add_(spectrum.imag.square())
+    deviation = total(power).sqrt() / size**2
+    magnitude = power.sqrt()
+    sum_m = total(magnitude)
+    # -sum p log p with p = m / sum m is log(sum m) - sum(m log m) / sum m: one pass, no division.
+    # In place: what these arrays take to be allocated is more than what is computed in them.
+    sum_m_log_m = 0.5 * total(magnitude.mul_(power.clamp_min_(1e-30).log_()))
+    entropy = sum_m.clamp_min(1e-12).log() - sum_m_log_m / sum_m.clamp_min(1e-12)
+    return torch.where(sum_m > 1e-3 * size, entropy, torch.zeros_like(entropy)), deviation
 
 
 def grid(side_y: int, side_x: int, patch: int, limit: int) -> tuple[list[int], list[int]]:
@@ -186,15 +196,13 @@ def select_patches(
         top = _random_offset(height, size, generator)
         left = _random_offset(width, size, generator)
         images = images[..., top:, left:]
-    rows_of, columns_of = (_mirrored(side, size, images.device) for side in images.shape[-2:])
-    limit = rule.candidates * per_canvas
-    tops, lefts = grid(len(rows_of), len(columns_of), size, limit)
+    images = _mirrored(_mirrored(images, -2, size), -1, size)
+    tops, lefts = grid(images.shape[-2], images.shape[-1], size, rule.candidates * per_canvas)
 
-    cut = _gather(images, rows_of, columns_of, tops, lefts, size)  # [B, 3, ny, N, nx, N] uint8
-    grey = _grey(cut.flatten(2, 3).flatten(3)).view(len(cut), *cut.shape[2:])
-    grey = grey.transpose(2, 3).flatten(1, 2)  # [B, n, N, N]
-    entropy = spectral_entropy(grey)  # [B, n]
-    flat = grey.flatten(-2).std(dim=-1) < FLAT_STD
+    patches = _cut(images, tops, lefts, size)  # [B, ny, nx, 3, N, N] uint8
+    grey = _grey(patches).flatten(1, 2)  # [B, n, N, N]
+    entropy, deviation = _entropy_and_deviation(grey)  # [B, n]
+    flat = deviation < FLAT_STD
 
     count = entropy.shape[1]
     canvases = min(rule.canvases - rule.whole, max(1, count // per_canvas))
@@ -203,14 +211,14 @@ def select_patches(
     chosen = chosen.view(-1, per_canvas, canvases).transpose(1, 2).sort(dim=2).values  # [B, K, P]
 
     index = chosen.flatten(1)
-    of_image = torch.arange(len(cut), device=images.device)[:, None]
-    tiles = cut[of_image, :, index // len(lefts), :, index % len(lefts)]  # [B, K * P, 3, N, N]
+    of_image = torch.arange(len(images), device=images.device)[:, None]
+    tiles = patches[of_image, index // len(lefts), index % len(lefts)]  # [B, K * P, 3, N, N]
     corners = torch.tensor([(y, x) for y in tops for x in lefts], device=images.device)
     found = Selection(
         canvases=_tile(tiles.view(*chosen.shape, 3, size, size), rule.canvas_size),
         boxes=_boxes(corners[chosen], size, (height, width), (top, left)),
         entropies=entropy.gather(1, index).view(chosen.shape),
-        sparse=count < per_canvas or min(images.shape[-2:]) < size,
+        sparse=count < per_canvas or min(height, width) < size,
     )
     return found if whole is None else _joined(whole, found)
 
@@ -255,22 +263,21 @@ def _random_offset(side: int, patch: int, generator: torch.Generator) -> int:
     return int(torch.randint(slack + 1, (), generator=generator))
 
 
-def _mirrored(side: int, patch: int, device: torch.device) -> Tensor:
-    """Pixel index along one axis; an axis shorter than a patch is mirrored at both ends."""
-    missing = max(0, patch - side)
-    index = torch.arange(-(missing // 2), side + missing - missing // 2, device=device)
+def _mirrored(images: Tensor, axis: int, patch: int) -> Tensor:
+    """The images, mirrored at both ends of an axis that is shorter than a patch."""
+    side = images.shape[axis]
+    missing = patch - side
+    if missing <= 0:
+        return images
+    index = torch.arange(-(missing // 2), side + missing - missing // 2, device=images.device)
     index = index.abs()
-    return torch.where(index >= side, 2 * (side - 1) - index, index)
+    return images.index_select(axis, torch.where(index >= side, 2 * (side - 1) - index, index))
 
 
-def _gather(
-    images: Tensor, rows: Tensor, columns: Tensor, tops: list[int], lefts: list[int], size: int
-) -> Tensor:
-    """uint8 [B, 3, ny, N, nx, N]: only the candidates' pixels are ever touched."""
-    y = torch.cat([rows[t : t + size] for t in tops])
-    x = torch.cat([columns[t : t + size] for t in lefts])
-    cut = images.index_select(-2, y).index_select(-1, x)
-    return cut.view(-1, 3, len(tops), size, len(lefts), size)
+def _cut(images: Tensor, tops: list[int], lefts: list[int], size: int) -> Tensor:
+    """uint8 [B, ny, nx, 3, N, N]: only the candidates' pixels are ever touched."""
+    rows = torch.stack([images[..., top : top + size, :] for top in tops], dim=1)
+    return torch.stack([rows[..., left : left + size] for left in lefts], dim=2)
 
 
 def _choose(
