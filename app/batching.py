@@ -1,8 +1,9 @@
 """One device thread turns single images into batches.
 
-It waits for a first image, collects more until `max_batch` or `max_wait` after the first, drops
-those nobody waits for any more, and runs one forward. While a GPU works on a batch, the next one is
-collected, and once it is full it is handed over, so that the GPU never waits for this thread.
+It waits for a first image, collects more until `max_batch` or `max_wait` after the first or until
+no other is on its way, drops those nobody waits for any more, and runs one forward. While a GPU
+works on a batch, the next one is collected, and once it is full it is handed over, so that the GPU
+never waits for this thread.
 Whatever happens, every image gets an answer: a failed batch is halved until the poison image is
 alone, and if the thread itself ends, all that wait are told.
 """
@@ -83,6 +84,8 @@ class Batcher:
         probe: raises if the device no longer works; called after a batch of which every image
             failed.
         setup: called once, first, in the device thread.
+        admitted: counts the images that are not answered yet, those queued here and those that may
+            still come.
         metrics: where batch sizes, queue depth and stage times go.
         max_batch: images in one forward.
         max_wait_s: how long the first image of a batch waits for others.
@@ -99,6 +102,7 @@ class Batcher:
         submit: Callable[[Sequence[Prepared]], Pending],
         probe: Callable[[], None],
         setup: Callable[[], None],
+        admitted: Callable[[], int],
         metrics: Metrics,
         *,
         max_batch: int,
@@ -108,6 +112,7 @@ class Batcher:
         self._submit = submit
         self._probe = probe
         self._setup = setup
+        self._admitted = admitted
         self._metrics = metrics
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
@@ -201,7 +206,10 @@ class Batcher:
                     if not self._jobs:
                         return []
                     self._changed.wait_for(
-                        lambda: len(self._jobs) >= self._max_batch or not self._open,
+                        lambda: (
+                            len(self._jobs) >= min(self._max_batch, self._admitted())
+                            or not self._open
+                        ),
                         timeout=self._jobs[0].submitted + self._max_wait_s - time.monotonic(),
                     )
                 else:

@@ -118,6 +118,7 @@ class Service:
                 detector.submit,
                 functools.partial(detector.warm_up, [1]),
                 functools.partial(_use_threads, self.settings.threads()),
+                lambda: self.admission.taken,
                 self.metrics,
                 max_batch=self.settings.max_batch,
                 max_wait_s=self.settings.max_wait_ms / 1000,

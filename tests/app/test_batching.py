@@ -30,7 +30,7 @@ def start(fake: FakeDetector) -> Iterator[Start]:
         settings = {"max_batch": 4, "max_wait_s": 0.02, "stuck_after_s": 60.0} | options
         batcher = Batcher(
             settings.pop("submit", fake.submit), lambda: fake.warm_up([1]), lambda: None,
-            Metrics(), **settings,
+            settings.pop("admitted", lambda: 100), Metrics(), **settings,
         )  # fmt: skip
         batcher.start()
         started.append(batcher)
@@ -92,6 +92,23 @@ def test_no_batch_exceeds_its_limit_and_none_waits_longer_than_told(
     asyncio.run(run())
     assert max(fake.batches) == 3
     assert sum(fake.batches) == 11
+
+
+def test_an_image_waits_for_others_only_while_some_are_on_their_way(
+    start: Start, fake: FakeDetector
+) -> None:
+    """A single client paid the whole `max_wait` at every image."""
+    admitted = 2
+
+    async def run() -> None:
+        nonlocal admitted
+        batcher = start(max_wait_s=20.0, admitted=lambda: admitted)
+        assert await codes(ask(batcher, [20, 21])) == [20, 21]
+        admitted = 1
+        assert await codes(ask(batcher, [22])) == [22]
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert fake.batches == [2, 1]
 
 
 def test_a_poison_image_fails_alone(start: Start, fake: FakeDetector) -> None:
