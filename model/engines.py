@@ -263,14 +263,9 @@ class _Graph:
         width = attention.embed_dim
         normed = self._norm(tokens, block.ln_1)
 
-        # Queries come scaled, and attention in its parts: OpenVINO's own operation takes longer.
-        scale = torch.ones(3 * width, 1)
-        scale[:width] = (width // attention.num_heads) ** -0.5
-        weight, bias = attention.in_proj_weight * scale, attention.in_proj_bias * scale[:, 0]
-
         def heads(x: Any, rows: slice) -> list[Any]:
-            fused = self._linear(x, weight[rows], bias[rows], ranges.get("in_proj"))
-            return self._heads(fused, attention)
+            weight, bias = attention.in_proj_weight[rows], attention.in_proj_bias[rows]
+            return self._heads(self._linear(x, weight, bias, ranges.get("in_proj")), attention)
 
         if last:  # nobody reads the other tokens that it would give
             [query] = heads(self._cls(normed), slice(width))
@@ -278,9 +273,9 @@ class _Graph:
             tokens = self._cls(tokens)
         else:
             query, key, value = heads(normed, slice(None))
-        shares = ops.softmax(ops.matmul(query, key, transpose_a=False, transpose_b=True), -1)
-        mixed = ops.matmul(shares, value, transpose_a=False, transpose_b=False)
-        mixed = ops.transpose(mixed, index([0, 2, 1, 3]))
+        mixed = ops.transpose(
+            ops.scaled_dot_product_attention(query, key, value), index([0, 2, 1, 3])
+        )
         mixed = ops.reshape(mixed, index([0, 0, width]), special_zero=True)
         out = attention.out_proj
         tokens = ops.add(tokens, self._linear(mixed, out.weight, out.bias, ranges.get("out_proj")))
