@@ -67,7 +67,7 @@ def test_the_onnx_file_scores_as_the_detector(
     # From the file alone to the service's score, for an image of several canvases.
     rng = np.random.default_rng(0)
     detector = Detector.load(
-        tuned, backbone=tiny_tower, device="cpu", dtype="float32", engine="torch"
+        tuned, backbone=tiny_tower, device="cpu", dtype="float32", engine="torch", canvases="all"
     )
     for _ in range(3):
         pixels = rng.integers(0, 256, (100, 130, 3), dtype=np.uint8)
