@@ -107,7 +107,7 @@ def calibrate(
 
     rows = read_dataset(data, split)
     detector = Detector.load(  # all canvases: what is in doubt depends on the thresholds
-        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine
+        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine, canvases="all"
     )
     metadata = recalibrate(
         checkpoint, to, rows, detector,

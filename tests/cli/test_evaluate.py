@@ -111,7 +111,7 @@ def test_calibrate_keeps_the_tensors_and_holds_the_rates(
     assert new.metadata.training == old.metadata.training
     out = tmp_path / "report"
     nsnet("evaluate", to, data, "--to", out, "--conditions", "clean,equalised",
-          "--backbone", tiny_tower, "--dtype", "float32")  # fmt: skip
+          "--backbone", tiny_tower, "--dtype", "float32", "--canvases", "all")  # fmt: skip
     report = json.loads((out / "report.json").read_text())
     for name in ("clean", "equalised"):
         found = report["conditions"][name]["overall"]
@@ -120,6 +120,23 @@ def test_calibrate_keeps_the_tensors_and_holds_the_rates(
         assert found["verdicts"]["ai"]["real"] <= 0.2
         said = new.metadata.evaluation["calibrated_on"][name]
         assert said["verdicts"] == found["verdicts"]
+
+
+def test_calibration_does_not_depend_on_the_thresholds_before(
+    telling: Path, tiny_tower: Path, data: Path, tmp_path: Path
+) -> None:
+    """They decide which images are in doubt, and so are looked at in full: here, all must be."""
+    from tests.model.test_checkpoint import rewrite
+
+    found = []
+    for cuts in ({"real_below": 0.0, "ai_above": 1.0}, {"real_below": 0.5, "ai_above": 0.5}):
+        rewrite(telling, metadata=lambda m, cuts=cuts: m["thresholds"].update(cuts))
+        to = tmp_path / "calibrated.safetensors"
+        nsnet("calibrate", telling, data, "--to", to, "--accused", "0.2", "--missed", "0.2",
+              "--backbone", tiny_tower, "--dtype", "float32")  # fmt: skip
+        metadata = read_checkpoint(to).metadata
+        found.append((metadata.calibration, metadata.thresholds))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
