@@ -61,12 +61,11 @@ def activation_ranges(visual: VisionTransformer, canvases: Tensor, depth: int) -
     finally:
         for hook in hooks:
             hook.remove()
+    chunks = {layer: torch.stack(parts) for layer, parts in found.items()}
     return {
-        layer: torch.stack([
-            torch.stack(parts)[:, :, 0].amin(dim=0), torch.stack(parts)[:, :, 1].amax(dim=0)
-        ], dim=1)
-        for layer, parts in found.items()
-    }  # fmt: skip
+        layer: torch.stack([of[:, :, 0].amin(dim=0), of[:, :, 1].amax(dim=0)], dim=1)
+        for layer, of in chunks.items()
+    }
 
 
 def ranges_shapes(visual: VisionTransformer, depth: int) -> dict[str, tuple[int, ...]]:
