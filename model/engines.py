@@ -72,6 +72,8 @@ def make_engine(
     """
     if name == "auto":
         name = _fastest(device, dtype, ranges)
+    if name not in ENGINES:
+        raise EngineError(f"the engine {name!r} is not one of auto, {', '.join(ENGINES)}")
     if name == "torch":
         return TorchEngine(model, device, dtype)
     return tower_engine(
@@ -103,10 +105,8 @@ def tower_engine(
     Raises:
         EngineError: as `make_engine`.
     """
-    if name not in ENGINES:
-        raise EngineError(f"the engine {name!r} is not one of auto, {', '.join(ENGINES)}")
-    if name == "torch":
-        raise EngineError("torch runs the tower itself")
+    if name not in ("openvino", "int8"):
+        raise EngineError(f"the tower's engine {name!r} is not one of torch, openvino, int8")
     if device.type != "cpu":
         raise EngineError(f"the engine {name!r} runs on the CPU, not on {device}")
     return OpenVinoEngine(visual, reads, dtype, threads, int8=name == "int8", ranges=ranges)

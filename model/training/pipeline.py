@@ -394,13 +394,20 @@ def train(
 def _ranges(
     rows: Sequence[Row], config: NSNetConfig, deltas: Mapping[str, tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
-    """Ranges of the adapted tower's activations, on images of all parts of the list."""
+    """Ranges of the adapted tower's activations, on images of all parts of the list.
+
+    None of them may be there any more where all else came from the cache: then there are no ranges.
+    """
     few = rows[:: max(1, len(rows) // _RANGED)]
     found = canvases_ahead(few, config.patches, (CLEAN,), Augmentation())
-    canvases = torch.stack([canvas.pixels for of in found for canvas in of or ()])
+    canvases = [canvas.pixels for of in found for canvas in of or ()]
+    if not canvases:
+        log.warning("no image could be read for the ranges of int8: the checkpoint has none")
+        return {}
     visual = load_backbone(config.backbone, depth=config.depth).visual.float()
     merge_lora(visual, deltas)
-    return activation_ranges(visual, canvases, config.depth or len(visual.transformer.resblocks))
+    depth = config.depth or len(visual.transformer.resblocks)
+    return activation_ranges(visual, torch.stack(canvases), depth)
 
 
 def figures(rows: Sequence[Row], part: HeldOut, scores: Array, ai_above: float) -> dict[str, Any]:

@@ -110,6 +110,8 @@ def test_another_engine_gives_the_same_tokens_in_a_file_of_its_own(
     assert other.shape == torch_s.shape
     assert torch.allclose(other, torch_s, atol=0.02)
     assert len(list(cache.glob("*.safetensors"))) == 2
+    with pytest.raises(ModelError, match="'auto' is not one of torch, openvino, int8"):
+        computed(rows, tower, cache, frozen=None, engine="auto")
     with pytest.raises(ModelError, match="adapters learn from what torch computes"):
         computed(rows, tower, cache, engine="openvino")
 

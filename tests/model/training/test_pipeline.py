@@ -146,6 +146,22 @@ def test_the_same_command_gives_the_same_weights(
     assert (tmp_path / "cache").exists() == (way != "live")
 
 
+def test_a_run_whose_images_are_gone_ends_without_ranges(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All else is in the cache: hours of training are not lost over what only int8 needs."""
+    toy_images(tmp_path, 24)
+    first = run(tmp_path, WAYS["frozen"], "a")
+    for image in tmp_path.glob("*.png"):
+        image.unlink()
+    with caplog.at_level(logging.WARNING):
+        second = run(tmp_path, WAYS["frozen"], "b")
+    assert "the checkpoint has none" in caplog.text
+    assert read_checkpoint(second).ranges is None
+    kept = load_file(second)
+    assert all(torch.equal(tensor, load_file(first)[name]) for name, tensor in kept.items())
+
+
 def killed(folder: Path, tower: Path, at: int) -> None:
     """Train, and die in the last fit, at a step of its LoRA phase; in a process of its own."""
     know_tiny(tower)
