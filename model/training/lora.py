@@ -47,8 +47,18 @@ class _Attention(nn.Module):
         n, length, width = query.shape
         qkv = self.in_proj(query).view(n, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        mixed = _attend(q, k, v)
         return self.out_proj(mixed.transpose(1, 2).reshape(n, length, width)), None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention, [n, heads, L, d] each."""
+    if q.device.type != "cpu":
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+    # On a CPU the fused kernel's backward takes three times as long as these.
+    scores = (q * q.shape[-1] ** -0.5).contiguous() @ k.contiguous().transpose(-1, -2)
+    mixed: Tensor = scores.softmax(dim=-1) @ v.contiguous()
+    return mixed
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -67,8 +77,9 @@ def attach(visual: VisionTransformer, options: LoraOptions) -> None:
     targets = ["in_proj", "out_proj"] * options.attention + ["c_fc", "c_proj"] * options.mlp
     if not targets or not all(1 <= b <= len(blocks) for b in options.blocks):
         raise ModelError(f"LoRA: blocks {options.blocks} of {len(blocks)}, layers {targets}")
-    for number in options.blocks:
-        blocks[number - 1].attn = _Attention(blocks[number - 1].attn)
+    # In the blocks above, too: the original's backward copies its weights once per token.
+    for block in blocks[min(options.blocks) - 1 :]:
+        block.attn = _Attention(block.attn)
     visual.requires_grad_(False)
     config = LoraConfig(
         r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,

@@ -1,0 +1,56 @@
+"""One table that says what was compared, on how much."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from model.nsnet import NSNetConfig
+from model.training.ablation import ablate, variants
+from model.training.lora import LoraOptions
+from model.training.manifest import read_manifest
+from model.training.options import TrainOptions
+from model.training.trainer import FitOptions
+from tests.conftest import RULE, TINY
+from tests.model.training.toy import toy_images
+
+NETWORK = NSNetConfig(backbone=TINY, features="blocks", blocks=(3,), hidden=8, patches=RULE)
+FIT = FitOptions(steps=60, batch_size=16, learning_rate=1e-2, ema=0.5)
+BASE = TrainOptions(
+    network=NETWORK, head=FIT, lora=LoraOptions(blocks=(2, 3), rank=2), lora_fit=FIT,
+    degraded=1, folds=2, measured_folds=1,
+)  # fmt: skip
+
+
+def test_the_chosen_sections_are_trained_and_tabled(
+    tmp_path: Path, tiny_tower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.backbone.cached_path", lambda *_: tiny_tower)
+    texts = tmp_path / "texts.npy"
+    np.save(texts, np.random.default_rng(0).normal(size=(60, 24)).astype(np.float32))
+    rows = read_manifest(toy_images(tmp_path, 32), "train")
+    table = ablate(
+        rows, [texts], BASE, tmp_path / "out", command="a test", cache=tmp_path / "cache",
+        dtype=torch.float32, engine="torch", accelerator=Accelerator(cpu=True),
+        only=["tower"], rank=4,
+    )  # fmt: skip
+    assert table.startswith("32 images, 1 of 2 folds of left-out groups;")
+    assert (tmp_path / "out/ablation.md").read_text() == table
+    found = json.loads((tmp_path / "out/ablation.json").read_text())
+    assert [row["name"] for row in found["rows"]] == ["frozen", "LoRA on blocks (2, 3)"]
+    for row in found["rows"]:
+        assert row["clean"]["auc"] > 0.75  # chance is 0.5
+        assert f"{row['clean']['auc']:.3f} (" in table
+
+
+def test_every_comparison_holds_what_is_shipped() -> None:
+    rows = list(variants(BASE, 64))
+    names = [(row.section, row.name) for row in rows]
+    assert len(set(names)) == len(names)
+    frozen = BASE.model_copy(update={"lora": None})
+    for section in ("null space", "training copies", "tower"):
+        assert any(row.options == frozen and row.rank == 64 for row in rows
+                   if row.section == section)  # fmt: skip
