@@ -155,10 +155,9 @@ def ablate(
         found.append({"section": variant.section, "name": variant.name, **figures})
         log.info("%s, %s: AUC %s", variant.section, variant.name,
                  {name: round(f["auc"], 4) for name, f in figures.items()})  # fmt: skip
-    measured = min(base.measured_folds or base.folds, base.folds)
     head = (
-        f"{len(rows)} images, {measured} of {base.folds} folds of left-out groups; AUC with 95 % "
-        "intervals over whole groups, and recall at 1 % false positives.\n\n"
+        f"{len(rows)} images, {base.measured} of {base.folds} folds of left-out groups; AUC with "
+        "95 % intervals over whole groups, and recall at 1 % false positives.\n\n"
     )
     table = head + _table(found)
     to.mkdir(parents=True, exist_ok=True)

@@ -60,6 +60,11 @@ class TrainOptions(BaseModel):
         return self
 
     @property
+    def measured(self) -> int:
+        """How many folds are trained without."""
+        return min(self.measured_folds or self.folds, self.folds)
+
+    @property
     def kinds(self) -> tuple[int, ...]:
         """The copies of an image."""
         return (CLEAN, EQUALISED, *[DEGRADED] * self.degraded)

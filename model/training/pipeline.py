@@ -266,7 +266,7 @@ class Experiment:
         """
         count = self.options.folds
         fold = torch.tensor(folds(self.rows, count))
-        measured = range(min(self.options.measured_folds or count, count))
+        measured = range(self.options.measured)
         for index in measured:
             for part in (fold == index, fold != index):
                 if not self.labels[part & self._usable].bincount(minlength=2).all():
@@ -344,7 +344,7 @@ def train(
     left_out = experiment.held_out(run)
     calibration, cuts = calibrate(
         [(part.labels, part.logits) for part in left_out.values()],
-        f"leave-group-out logits, {options.measured_folds or options.folds} of {options.folds} "
+        f"leave-group-out logits, {options.measured} of {options.folds} "
         "folds, clean and equalised copies",
         accused=options.accused,
         missed=options.missed,
