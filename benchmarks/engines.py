@@ -44,16 +44,22 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def speeds(detectors: dict[Any, Detector], items: list[Prepared]) -> dict[Any, Any]:
-    """Mean seconds of a single image, and those of a batch, of engines taking turns."""
+def speeds(detectors: dict[Any, Detector], prepared: dict[str, list[Prepared]]) -> dict[Any, Any]:
+    """Mean seconds of a single image, and those of a batch, of engines taking turns.
+
+    Args:
+        detectors: by engine, dtype and canvases.
+        prepared: the images, as detectors with these canvases prepare them.
+    """
     found: dict[Any, tuple[list[float], list[float]]] = {key: ([], []) for key in detectors}
     for _ in range(ROUNDS):
         for key, detector in detectors.items():
             single, batched = found[key]
+            items = prepared[detector.canvases]
             detector.predict(items)  # its threads are awake again
-            batched.append(seconds(lambda d=detector: d.predict(items)))
+            batched.append(seconds(lambda d=detector, i=items: d.predict(i)))
             single.append(
-                seconds(lambda d=detector: [d.predict([item]) for item in items]) / len(items)
+                seconds(lambda d=detector, i=items: [d.predict([item]) for item in i]) / len(items)
             )
     return {
         key: {1: float(np.median(single)), BATCH: float(np.median(batched)) / len(items)}
@@ -79,18 +85,19 @@ def main() -> None:
     }
     rows = read_dataset(chosen.manifest, chosen.split)[:: chosen.every]
     labels = np.array([row.label for row in rows])
-    items: list[Prepared] = []
+    prepared: dict[str, list[Prepared]] = {d.canvases: [] for d in detectors.values()}
     scores = np.zeros((len(detectors), len(rows)))
     for index, row in enumerate(track(rows)):
         pixels = np.asarray(read_rgb(row.path))
-        item = detectors[REFERENCE].prepare(pixels)
+        items = {d.canvases: d.prepare(pixels) for d in detectors.values()}
         if index % (len(rows) // BATCH) == 0:
-            items.append(item)  # of every part of the list, to be timed
+            for canvases, item in items.items():
+                prepared[canvases].append(item)  # of every part of the list, to be timed
         for which, detector in enumerate(detectors.values()):
-            scores[which, index] = detector.predict([item])[0].score
+            scores[which, index] = detector.predict([items[detector.canvases]])[0].score
     cuts = detectors[REFERENCE].thresholds
     verdicts = [[cuts.verdict(score) for score in line] for line in scores.tolist()]
-    timed = speeds(detectors, items)
+    timed = speeds(detectors, prepared)
     print(f"{len(rows)} images; the reference is the first line")
     print("| engine | other operations | canvases | ms single | images/s in batches "
           "| max abs delta score | mean | verdicts changed | real <-> ai "

@@ -18,7 +18,14 @@ from model.checkpoint import Checkpoint, Thresholds, Verdict, build_model, read_
 from model.engines import Engine, TorchEngine, cpu_has, make_engine
 from model.errors import ImageTooSmallError, ModelError
 from model.nsnet import NSNet
-from model.patches import select_patches
+from model.patches import (
+    Candidates,
+    PatchRule,
+    choose_patches,
+    cut_candidates,
+    select_patches,
+    whole_image,
+)
 
 __all__ = [
     "Detection",
@@ -33,7 +40,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# Log-odds between an image's first canvas and a threshold; see `Detector.settled`.
+# Log-odds between the whole image and a threshold; see `Detector.settled`.
 CLEARING_MARGIN = 0.5
 ACCUSING_MARGIN = 1.0
 
@@ -45,10 +52,13 @@ class Prepared:
     Attributes:
         canvases: uint8 [K, 3, S, S], on the network's device.
         warnings: machine-readable notes, e.g. `few_patches`.
+        others: selects further canvases, uint8 [L, 3, S, S], for where these leave doubt; None
+            where there are no others.
     """
 
     canvases: Tensor
     warnings: tuple[str, ...]
+    others: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +167,9 @@ class Detector:
                 else float32), or by name.
             engine: what runs the tower, see `engines.make_engine`.
             threads: of an engine with threads of its own; None: as many as torch has here.
-            canvases: `all` that the patch rule selects; `adaptive`: the first one, and the others
-                only where its verdict is in doubt (`settled`), which costs two thirds of the time
-                and no accuracy (`benchmarks/engines.py`).
+            canvases: `all` that the patch rule selects; `adaptive`: where the rule begins with the
+                whole image, that, and windows only where its verdict is in doubt (`settled`), which
+                costs two thirds of the time and no accuracy (`benchmarks/engines.py`).
 
         Raises:
             ModelError: with one clear line.
@@ -192,14 +202,16 @@ class Detector:
     def warm_up(self, images: Sequence[int] = (1,)) -> None:
         """Run blank batches of so many images, so that the first request pays for nothing."""
         rule = self._model.config.patches
-        blank = torch.zeros(
-            rule.canvases, 3, rule.canvas_size, rule.canvas_size, dtype=torch.uint8
-        ).to(self.device)
+        side = rule.canvas_size
+        blank = torch.zeros(rule.canvases, 3, side, side, dtype=torch.uint8, device=self.device)
         for count in images:
             self.logits([Prepared(blank, ())] * count)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> Prepared:
-        """Select the patches of one image.
+        """Cut one image into the canvases that the network looks at.
+
+        What is returned does not hold the pixels, but copies of what may be looked at: at most
+        `PatchRule.candidates` canvases and one.
 
         Args:
             pixels: uint8 [H, W, 3], sRGB.
@@ -209,16 +221,21 @@ class Detector:
         """
         writable = pixels if pixels.flags.writeable else pixels.copy()  # torch knows no other
         image = torch.from_numpy(writable)
+        rule = self._model.config.patches
+        others = None
         with _side_stream(self.device) as stream:
             if stream is not None:
                 image = image.pin_memory().to(self.device, non_blocking=True)
-            selection = select_patches(
-                image.permute(2, 0, 1).unsqueeze(0), self._model.config.patches
-            )
+            images = image.permute(2, 0, 1).unsqueeze(0)
+            if self.canvases == "adaptive" and rule.whole and rule.canvases > 1:
+                selection = whole_image(images, rule)
+                others = functools.partial(_windows, cut_candidates(images, rule), rule)
+            else:
+                selection = select_patches(images, rule)
             if stream is not None:  # only this thread waits: the forward goes on meanwhile
                 stream.synchronize()
         warnings = ("few_patches",) if selection.sparse else ()
-        return Prepared(selection.canvases[0], warnings)
+        return Prepared(selection.canvases[0], warnings, others)
 
     def submit(self, batch: Sequence[Prepared]) -> Pending:
         """Start scoring prepared images: one forward of all their canvases.
@@ -266,16 +283,20 @@ class Detector:
 
     @torch.inference_mode()
     def _logits(self, batch: Sequence[Prepared]) -> Tensor:
-        images = [item.canvases for item in batch]
-        if self.canvases == "all":
-            return self._means(images)
-        logits = self._means([canvases[:1] for canvases in images])
-        done = self.settled(logits).tolist()
-        doubtful = [i for i, canvases in enumerate(images) if len(canvases) > 1 and not done[i]]
+        logits = self._means([item.canvases for item in batch])
+        if all(item.others is None for item in batch):
+            return logits  # on a GPU, without waiting for it
+        doubtful = [
+            (i, item.others())
+            for i, (item, done) in enumerate(zip(batch, self.settled(logits).tolist(), strict=True))
+            if item.others is not None and not done
+        ]
         if doubtful:
-            others = self._means([images[i][1:] for i in doubtful])
-            count = torch.tensor([len(images[i]) for i in doubtful], device=logits.device)
-            logits[doubtful] = (logits[doubtful] + (count - 1) * others) / count
+            index = [i for i, _ in doubtful]
+            others = [canvases for _, canvases in doubtful]
+            seen = torch.tensor([len(batch[i].canvases) for i in index], device=logits.device)
+            more = torch.tensor([len(canvases) for canvases in others], device=logits.device)
+            logits[index] = (seen * logits[index] + more * self._means(others)) / (seen + more)
         return logits
 
     def _means(self, images: Sequence[Tensor]) -> Tensor:
@@ -283,9 +304,9 @@ class Detector:
         return self._model.judge(self._engine(torch.cat(list(images))), [len(c) for c in images])
 
     def settled(self, logits: Tensor) -> Tensor:
-        """Whether the first canvas is enough: bool, of the logits' shape.
+        """Whether the whole image is enough: bool, of the logits' shape.
 
-        It is where the others would hardly change the verdict: the whole image alone and with its
+        It is where windows would hardly change the verdict: the whole image alone and with its
         window differ by 0.5 in log-odds (mean over the 385 validation images). Nothing near an
         accusation is ever settled: no photograph is accused by one canvas.
         """
@@ -302,6 +323,11 @@ class Detector:
             Detection(score, self.thresholds.verdict(score), notes)
             for score, notes in zip(scores, warnings, strict=True)
         ]
+
+
+def _windows(candidates: Candidates, rule: PatchRule) -> Tensor:
+    """The native windows among an image's candidates: uint8 [K - 1, 3, S, S]."""
+    return choose_patches(candidates, rule).canvases[0]
 
 
 def _finite(logits: Tensor) -> Tensor:

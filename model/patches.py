@@ -98,7 +98,7 @@ class Selection:
     Attributes:
         canvases: uint8 [B, K, 3, S, S].
         boxes: int64 [B, K, P, 4], each (left, top, right, bottom) in original pixels.
-        entropies: float32 [B, K, P], nats.
+        entropies: float32 [B, K, P], nats; 0 for the whole image, which no entropy chose.
         sparse: whether the images had fewer patches than one canvas takes, so that some repeat or
             were mirrored at the border.
     """
@@ -167,6 +167,25 @@ def _spread(span: int, count: int) -> list[int]:
     return [round(i * span / (count - 1)) for i in range(count)]
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Candidate patches of B images, cut out on a grid; no longer bound to the images' memory.
+
+    Attributes:
+        patches: uint8 [B, ny, nx, 3, N, N].
+        tops: ny offsets, pixels, in the images as cut (see `offset`), mirrored where too small.
+        lefts: nx offsets, likewise.
+        image: height and width of the images.
+        offset: top and left where the grid starts.
+    """
+
+    patches: Tensor
+    tops: list[int]
+    lefts: list[int]
+    image: tuple[int, int]
+    offset: tuple[int, int]
+
+
 def select_patches(
     images: Tensor, rule: PatchRule, *, generator: torch.Generator | None = None
 ) -> Selection:
@@ -184,22 +203,46 @@ def select_patches(
     Raises:
         ImageTooSmallError: a side is below `rule.min_side`.
     """
-    height, width = images.shape[-2:]
-    if min(height, width) < rule.min_side:
-        raise ImageTooSmallError(width, height, rule.min_side)
-    whole = _whole(images, rule.canvas_size) if rule.whole else None
+    whole = whole_image(images, rule) if rule.whole else None
     if whole is not None and rule.canvases == 1:
         return whole
-    size, per_canvas = rule.patch_size, rule.patches_per_canvas
-    top = left = 0
+    candidates = cut_candidates(images, rule, generator=generator)
+    found = choose_patches(candidates, rule, generator=generator)
+    return found if whole is None else _joined(whole, found)
+
+
+def cut_candidates(
+    images: Tensor, rule: PatchRule, *, generator: torch.Generator | None = None
+) -> Candidates:
+    """The first half of `select_patches`, without the whole image: what there is to choose from.
+
+    Raises:
+        ImageTooSmallError: a side is below `rule.min_side`.
+    """
+    height, width = _sides(images, rule)
+    size, top, left = rule.patch_size, 0, 0
     if generator is not None:
         top = _random_offset(height, size, generator)
         left = _random_offset(width, size, generator)
         images = images[..., top:, left:]
     images = _mirrored(_mirrored(images, -2, size), -1, size)
-    tops, lefts = grid(images.shape[-2], images.shape[-1], size, rule.candidates * per_canvas)
+    limit = rule.candidates * rule.patches_per_canvas
+    tops, lefts = grid(images.shape[-2], images.shape[-1], size, limit)
+    return Candidates(_cut(images, tops, lefts, size), tops, lefts, (height, width), (top, left))
 
-    patches = _cut(images, tops, lefts, size)  # [B, ny, nx, 3, N, N] uint8
+
+def choose_patches(
+    candidates: Candidates, rule: PatchRule, *, generator: torch.Generator | None = None
+) -> Selection:
+    """The second half of `select_patches`, and the dear one: entropies, ranks, canvases.
+
+    Args:
+        candidates: as `cut_candidates` gives them for the same rule.
+        rule: see `select_patches`.
+        generator: breaks near-ties at random.
+    """
+    patches, tops, lefts = candidates.patches, candidates.tops, candidates.lefts
+    size, per_canvas = rule.patch_size, rule.patches_per_canvas
     grey = _grey(patches).flatten(1, 2)  # [B, n, N, N]
     entropy, deviation = _entropy_and_deviation(grey)  # [B, n]
     flat = deviation < FLAT_STD
@@ -211,21 +254,25 @@ def select_patches(
     chosen = chosen.view(-1, per_canvas, canvases).transpose(1, 2).sort(dim=2).values  # [B, K, P]
 
     index = chosen.flatten(1)
-    of_image = torch.arange(len(images), device=images.device)[:, None]
+    of_image = torch.arange(len(patches), device=patches.device)[:, None]
     tiles = patches[of_image, index // len(lefts), index % len(lefts)]  # [B, K * P, 3, N, N]
-    corners = torch.tensor([(y, x) for y in tops for x in lefts], device=images.device)
-    found = Selection(
+    corners = torch.tensor([(y, x) for y in tops for x in lefts], device=patches.device)
+    return Selection(
         canvases=_tile(tiles.view(*chosen.shape, 3, size, size), rule.canvas_size),
-        boxes=_boxes(corners[chosen], size, (height, width), (top, left)),
+        boxes=_boxes(corners[chosen], size, candidates.image, candidates.offset),
         entropies=entropy.gather(1, index).view(chosen.shape),
-        sparse=count < per_canvas or min(height, width) < size,
+        sparse=count < per_canvas or min(candidates.image) < size,
     )
-    return found if whole is None else _joined(whole, found)
 
 
-def _whole(images: Tensor, side: int) -> Selection:
-    """The centre square of the images, resized as CLIP's own input is."""
-    height, width = images.shape[-2:]
+def whole_image(images: Tensor, rule: PatchRule) -> Selection:
+    """The centre square of the images, resized as CLIP's own input is: one canvas of one patch.
+
+    Raises:
+        ImageTooSmallError: a side is below `rule.min_side`.
+    """
+    height, width = _sides(images, rule)
+    side = rule.canvas_size
     edge = min(height, width)
     top, left = (height - edge) // 2, (width - edge) // 2
     square = images[..., top : top + edge, left : left + edge]
@@ -237,9 +284,17 @@ def _whole(images: Tensor, side: int) -> Selection:
     return Selection(
         canvases=canvas.contiguous().unsqueeze(1),
         boxes=box.expand(len(images), 1, 1, 4),
-        entropies=spectral_entropy(_grey(canvas)).view(-1, 1, 1),
+        entropies=torch.zeros(len(images), 1, 1, device=images.device),
         sparse=edge < side,
     )
+
+
+def _sides(images: Tensor, rule: PatchRule) -> tuple[int, int]:
+    """Height and width, large enough for the rule."""
+    height, width = images.shape[-2:]
+    if min(height, width) < rule.min_side:
+        raise ImageTooSmallError(width, height, rule.min_side)
+    return height, width
 
 
 def _joined(first: Selection, then: Selection) -> Selection:

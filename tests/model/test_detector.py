@@ -1,6 +1,7 @@
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from model.detector import (
     Thresholds,
     Verdict,
 )
+from model.patches import Candidates, PatchRule, Selection, choose_patches
 from tests.model.test_checkpoint import rewrite
 
 
@@ -106,6 +108,18 @@ def test_bfloat16_keeps_the_score(checkpoint: Path, tiny_tower: Path) -> None:
     assert short.detect([image])[0].score == pytest.approx(expected, abs=0.03)
 
 
+def whole_and_window(metadata: dict[str, Any]) -> None:
+    rule = PatchRule(patch_size=64, canvas_size=64, canvases=2, high_share=1.0, whole=True)
+    metadata["network"]["patches"] = rule.model_dump()
+
+
+def load(checkpoint: Path, tower: Path, canvases: str) -> Detector:
+    return Detector.load(
+        checkpoint, backbone=tower, device="cpu", dtype="float32", engine="torch",
+        canvases=canvases,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("cuts", "looks_at"),
     [
@@ -121,23 +135,53 @@ def test_other_canvases_are_looked_at_where_the_first_leaves_doubt(
     checkpoint: Path, tiny_tower: Path, cuts: dict[str, float], looks_at: str
 ) -> None:
     rewrite(checkpoint, metadata=lambda m: m["thresholds"].update(cuts))
-
-    def load(canvases: str) -> Detector:
-        return Detector.load(
-            checkpoint, backbone=tiny_tower, device="cpu", dtype="float32", engine="torch",
-            canvases=canvases,
-        )  # fmt: skip
-
-    adaptive, whole = load("adaptive"), load("all")
+    rewrite(checkpoint, metadata=whole_and_window)
+    adaptive, whole = (load(checkpoint, tiny_tower, canvases) for canvases in ("adaptive", "all"))
     assert (adaptive.canvases, whole.canvases) == ("adaptive", "all")
-    items = [whole.prepare(photo(200, 300, seed)) for seed in range(3)]
-    items.insert(1, whole.prepare(photo(40, 40)))  # has only one
-    assert [len(item.canvases) for item in items] == [2, 1, 2, 2]
-    read = items if looks_at == "all" else [Prepared(i.canvases[:1], i.warnings) for i in items]
-    expected = [found.score for found in whole.predict(read)]
-    assert [d.score for d in adaptive.predict(items)] == pytest.approx(expected, abs=1e-6)
-    others = [Prepared(i.canvases[:1], ()) for i in items] if looks_at == "all" else items
-    assert [d.score for d in whole.predict(others)] != pytest.approx(expected, abs=1e-6)
+    images = [photo(200, 300, seed) for seed in range(3)]
+    items = [whole.prepare(image) for image in images]
+    both = [d.score for d in whole.predict(items)]
+    first = [d.score for d in whole.predict([Prepared(i.canvases[:1], ()) for i in items])]
+    assert both != pytest.approx(first, abs=1e-6)
+    expected = both if looks_at == "all" else first
+    assert [d.score for d in adaptive.detect(images)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_window_is_chosen_only_once_it_is_looked_at(
+    checkpoint: Path, tiny_tower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = {"real_below": 0.0001, "ai_above": 0.0002}  # nothing is settled
+    rewrite(checkpoint, metadata=lambda m: m["thresholds"].update(cuts))
+    rewrite(checkpoint, metadata=whole_and_window)
+    detector = load(checkpoint, tiny_tower, "adaptive")
+    chosen = []
+
+    def choose(candidates: Candidates, rule: PatchRule) -> Selection:
+        chosen.append(candidates.patches.shape)
+        return choose_patches(candidates, rule)
+
+    monkeypatch.setattr("model.detector.choose_patches", choose)
+    pixels = photo(2000, 300)
+    item, small = detector.prepare(pixels), detector.prepare(photo(40, 40))
+    assert chosen == []
+    # What waits for the network does not keep the image: 16 windows at most, and one canvas.
+    pixels[:] = 0
+    assert item.canvases.shape == (1, 3, 64, 64)
+    scores = [found.score for found in detector.predict([item, small])]
+    assert chosen == [(1, 10, 1, 3, 64, 64), (1, 1, 1, 3, 64, 64)]
+    expected = load(checkpoint, tiny_tower, "all").detect([photo(2000, 300), photo(40, 40)])
+    assert scores == pytest.approx([d.score for d in expected], abs=1e-6)
+    assert item.others is not None
+    assert [d.warnings for d in expected] == [(), ("few_patches",)]
+    assert (item.warnings, small.warnings) == ((), ("few_patches",))
+
+
+def test_rules_without_the_whole_image_look_at_everything(
+    checkpoint: Path, tiny_tower: Path
+) -> None:
+    detector = load(checkpoint, tiny_tower, "adaptive")
+    item = detector.prepare(photo(200, 300))
+    assert (len(item.canvases), item.others) == (2, None)
 
 
 def test_an_unknown_choice_of_canvases_is_one_line(checkpoint: Path, tiny_tower: Path) -> None:
