@@ -24,16 +24,14 @@ class ExportError(ModelError):
 
 
 class _CanvasLogits(nn.Module):
-    """The network up to one logit per canvas: the mean over an image is left to the caller."""
+    """The network up to one logit per canvas: to combine an image's is left to the caller."""
 
     def __init__(self, network: NSNet) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, canvases: Tensor) -> Tensor:
-        logits: Tensor
-        logits, _ = self.network.head(self.network.decouple(self.network.tokens(canvases)))
-        return logits
+        return self.network.logits(self.network.tokens(canvases))
 
 
 def export_onnx(
@@ -42,9 +40,10 @@ def export_onnx(
     """Write the whole network as ONNX and check it against torch.
 
     The tower up to the last block read (LoRA merged), the projector and the head are in the file:
-    `canvases` uint8 [n, 3, S, S] -> `logits` float32 [n], n free. An image's logit is the mean of
-    its canvases'. What remains outside is in `metadata_props`: `nsnet`, the checkpoint's metadata
-    as JSON (patch rule, calibration, thresholds, ...), `checkpoint_sha256` and `backbone_sha256`.
+    `canvases` uint8 [n, 3, S, S] -> `logits` float32 [n], n free. `NSNetConfig.combine` makes an
+    image's logit of its canvases'. What remains outside is in
+    `metadata_props`: `nsnet`, the checkpoint's metadata as JSON (patch rule, `whole_share`,
+    calibration, thresholds, ...), `checkpoint_sha256` and `backbone_sha256`.
 
     Args:
         checkpoint: by `checkpoint.save_checkpoint`.

@@ -30,6 +30,10 @@ class NSNetConfig(BaseModel):
     blocks: tuple[int, ...] = Field((), description="blocks read, counted from 1, rising")
     hidden: int = Field(128, ge=1, description="width of the embedding that the contrast acts on")
     patches: PatchRule = PatchRule()
+    whole_share: float = Field(
+        0.5, gt=0, le=1, description="weight of the whole image in its logit, where the rule "
+        "begins with it; the windows share the rest",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _blocks_fit_the_features(self) -> "NSNetConfig":
@@ -44,16 +48,23 @@ class NSNetConfig(BaseModel):
         """Blocks of the tower that are run; None for all."""
         return self.blocks[-1] if self.blocks else None
 
+    def combine(self, logits: Tensor) -> Tensor:
+        """An image's logit from those of its canvases, in their order: [k] -> []."""
+        if not self.patches.whole or len(logits) == 1:
+            return logits.mean()
+        return self.whole_share * logits[0] + (1 - self.whole_share) * logits[1:].mean()
+
 
 PRESETS: Mapping[str, NSNetConfig] = {
     "paper": NSNetConfig(backbone="ViT-L-14-quickgelu", features="joint", patches=PAPER_RULE),
-    # Middle blocks carry the artefacts, and native windows stay in the frozen tower's domain: see
-    # the ablation in weights/MODEL_CARD.md.
+    # Middle blocks carry the artefacts, native windows stay in the frozen tower's domain, and the
+    # whole image is the surer of the two: see the ablation in weights/MODEL_CARD.md.
     "default": NSNetConfig(
         backbone="ViT-B-16-quickgelu",
         features="blocks",
         blocks=(6, 7, 8, 9, 10, 11),
         patches=PatchRule(patch_size=224, canvases=2, high_share=1.0, whole=True),
+        whole_share=0.75,
     ),
 }
 
@@ -136,22 +147,16 @@ class NSNet(nn.Module):
             f = nn.functional.normalize(f @ self.visual.proj.float(), dim=-1)
         return project(f, self.basis).flatten(1)
 
-    def judge(self, tokens: Tensor, counts: Sequence[int]) -> Tensor:
-        """Logits of images, each the mean of its canvases' logits.
-
-        Args:
-            tokens: [n, blocks, width], of the images' canvases one after another.
-            counts: canvases per image; they sum to n.
-
-        Returns:
-            float32 [len(counts)].
-        """
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logit of each canvas: [n, blocks, width] -> float32 [n]."""
+        logits: Tensor
         logits, _ = self.head(self.decouple(tokens))
-        return torch.stack([part.mean() for part in torch.split(logits, list(counts))])
+        return logits
 
     def forward(self, canvases: Tensor, counts: Sequence[int]) -> Tensor:
-        """`tokens` and `judge` together: uint8 [n, 3, S, S] -> float32 [len(counts)]."""
-        return self.judge(self.tokens(canvases), counts)
+        """Logits of images: uint8 [n, 3, S, S], counts of n in all -> float32 [len(counts)]."""
+        logits = self.logits(self.tokens(canvases))
+        return torch.stack([self.config.combine(of) for of in torch.split(logits, list(counts))])
 
 
 @functools.cache

@@ -32,7 +32,7 @@ class Variant:
         name: the choice.
         options: how it is trained.
         rank: text directions removed.
-        views: canvases of an image that are averaged; None: all.
+        views: canvases of an image that are looked at; None: all.
     """
 
     section: str
@@ -70,6 +70,11 @@ def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
         for count in WINDOWS:
             name = f"{'the whole image and ' * whole}{count} native"
             yield Variant("canvases averaged", name, several, rank, count + whole)
+
+    if base.network.patches.whole:
+        for share in (0.5, 0.75, 1.0):
+            network = base.network.model_copy(update={"whole_share": share})
+            yield Variant("share of the whole image", f"{share}", options(network=network), rank)
 
     for read, features, blocks in (
         ("joint space", "joint", ()),

@@ -53,7 +53,7 @@ _RANGED = 32  # images whose activations give the ranges for int8
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Logits of images whose group was left out, the mean over each image's canvases.
+    """Logits of images whose group was left out, each combined from its canvases'.
 
     Attributes:
         row: int64 [n], manifest rows that have the copy.
@@ -78,7 +78,7 @@ class Experiment:
             are float32.
         accelerator: device and processes.
         engine: what computes the frozen tower's features.
-        views: canvases of an image whose logits are averaged in scoring, the first ones; None: all.
+        views: canvases of an image that are looked at in scoring, the first ones; None: all.
 
     Raises:
         ModelError: a projector of another backbone or space, or no image can be read.
@@ -244,16 +244,13 @@ class Experiment:
         return row, kind, torch.cat(logits)
 
     def _per_image(self, row: Tensor, logits: Tensor) -> HeldOut:
-        if self.views is not None:
-            # An image's canvases follow one another, the highest entropy first.
-            first = torch.cat([row.new_tensor([True], dtype=torch.bool), row[1:] != row[:-1]])
-            start = torch.where(first, torch.arange(len(row)), 0).cummax(0).values
-            kept = torch.arange(len(row)) - start < self.views
-            row, logits = row[kept], logits[kept]
-        unique, inverse = torch.unique(row, return_inverse=True)
-        total = torch.zeros(len(unique)).index_add_(0, inverse, logits)
-        mean = total / inverse.bincount()
-        return HeldOut(unique.numpy(), mean.double().numpy(), self.labels[unique].numpy())
+        # An image's canvases follow one another, the highest entropy first.
+        unique, counts = torch.unique_consecutive(row, return_counts=True)
+        combine = self.options.network.combine
+        found = [combine(of[: self.views]) for of in torch.split(logits, counts.tolist())]
+        return HeldOut(
+            unique.numpy(), torch.stack(found).double().numpy(), self.labels[unique].numpy()
+        )
 
     def held_out(self, run: Path | None = None) -> dict[str, HeldOut]:
         """Train once per fold without its groups, and score them.

@@ -110,7 +110,7 @@ def test_bfloat16_keeps_the_score(checkpoint: Path, tiny_tower: Path) -> None:
 
 def whole_and_window(metadata: dict[str, Any]) -> None:
     rule = PatchRule(patch_size=64, canvas_size=64, canvases=2, high_share=1.0, whole=True)
-    metadata["network"]["patches"] = rule.model_dump()
+    metadata["network"] |= {"patches": rule.model_dump(), "whole_share": 0.75}
 
 
 def load(checkpoint: Path, tower: Path, canvases: str) -> Detector:
@@ -135,6 +135,7 @@ def test_other_canvases_are_looked_at_where_the_first_leaves_doubt(
     checkpoint: Path, tiny_tower: Path, cuts: dict[str, float], looks_at: str
 ) -> None:
     rewrite(checkpoint, metadata=lambda m: m["thresholds"].update(cuts))
+    rewrite(checkpoint, metadata=lambda m: m["calibration"].update(slope=0.2))  # all near 0.5
     rewrite(checkpoint, metadata=whole_and_window)
     adaptive, whole = (load(checkpoint, tiny_tower, canvases) for canvases in ("adaptive", "all"))
     assert (adaptive.canvases, whole.canvases) == ("adaptive", "all")

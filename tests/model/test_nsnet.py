@@ -9,6 +9,7 @@ from model.backbone import load_backbone, random_backbone
 from model.errors import CheckpointError
 from model.nsnet import PRESETS, NSNet, NSNetConfig, block_tokens, merge_lora
 from model.nullspace import null_space
+from model.patches import PatchRule
 from tests.conftest import RULE, TINY
 
 
@@ -24,6 +25,18 @@ def test_logits_are_the_means_of_each_images_canvases(network: NSNet) -> None:
         together = network(pixels, [2, 3])
     expected = [torch.cat(alone[:2]).mean(), torch.cat(alone[2:]).mean()]
     assert torch.allclose(together, torch.stack(expected), atol=1e-5)
+
+
+def test_the_whole_image_counts_by_its_share() -> None:
+    rule = PatchRule(canvases=3, high_share=1.0, whole=True)
+    config = NSNetConfig(
+        backbone=TINY, features="blocks", blocks=(1,), patches=rule, whole_share=0.7
+    )
+    logits = torch.tensor([2.0, -1.0, 3.0])
+    assert float(config.combine(logits)) == pytest.approx(0.7 * 2 + 0.3 * 1)
+    assert float(config.combine(logits[:1])) == 2
+    windows = config.model_copy(update={"patches": PatchRule(canvases=3)})
+    assert float(windows.combine(logits)) == pytest.approx(4 / 3)
 
 
 def test_features_hold_no_text_direction(network: NSNet) -> None:

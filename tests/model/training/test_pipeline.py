@@ -22,6 +22,7 @@ from model.detector import Detector
 from model.errors import ModelError
 from model.nsnet import NSNetConfig
 from model.nullspace import StoredProjector, null_space
+from model.patches import PatchRule, select_patches
 from model.training import features, pipeline, trainer
 from model.training.lora import LoraOptions
 from model.training.manifest import read_manifest
@@ -70,6 +71,29 @@ def run(folder: Path, options: TrainOptions, name: str = "a", **changes: Any) ->
     rows = read_manifest(folder / "manifest.csv", "train")
     train(rows, arguments.pop("projector"), options, out, name="tiny", version="0.0.1", **arguments)
     return out
+
+
+def test_left_out_images_are_scored_as_in_service(tmp_path: Path) -> None:
+    rule = PatchRule(patch_size=64, canvas_size=64, canvases=3, high_share=1.0, whole=True)
+    network = BLOCKS.model_copy(update={"patches": rule, "whole_share": 0.8})
+    rows = read_manifest(toy_images(tmp_path, 8), "train")
+    options = TrainOptions(network=network, head=HEAD, **BASE)
+    experiment = Experiment(
+        rows, projector(network), options, cache=tmp_path / "cache", dtype=torch.float32,
+        accelerator=Accelerator(cpu=True),
+    )  # fmt: skip
+    everything = torch.ones(len(rows), dtype=torch.bool)
+    fitted = experiment.fit(everything)
+    found = experiment.score(fitted, everything)["clean"]
+    expected = []
+    for row in rows:
+        pixels = torch.from_numpy(np.array(Image.open(row.path))).permute(2, 0, 1)
+        canvases = select_patches(pixels.unsqueeze(0), rule).canvases[0]
+        with torch.inference_mode():
+            expected.append(float(fitted(canvases, [len(canvases)])))
+    assert found.row.tolist() == list(range(8))
+    assert found.logits == pytest.approx(expected, abs=1e-2)
+    assert np.ptp(found.logits) > 0.1
 
 
 @pytest.mark.parametrize("way", WAYS)
