@@ -39,7 +39,7 @@ class TrainOptions(BaseModel):
         None, ge=1, description="folds that are trained without; None: all, else the first ones"
     )
     accused: float = Field(
-        0.0075, gt=0, lt=1, description="share of held-out photographs that may be accused"
+        0.01, gt=0, lt=1, description="share of held-out photographs that may be accused"
     )
     missed: float = Field(
         0.05, gt=0, lt=1, description="share of held-out AI images that may be called real"
