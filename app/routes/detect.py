@@ -86,8 +86,10 @@ async def detect(request: Request, threshold: Threshold = None) -> Response:
         )
     if answer is None:
         return _gone()
-    timing = ", ".join(f"{k};dur={v}" for k, v in answer.timings_ms.model_dump().items())
-    return JSONResponse(answer.model_dump(mode="json"), headers={"Server-Timing": timing})
+    timing = ", ".join(f"{name};dur={ms}" for name, ms in answer.timings_ms)
+    return Response(
+        answer.model_dump_json(), headers={"Server-Timing": timing}, media_type="application/json"
+    )
 
 
 @router.post(
