@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import hashlib
 import logging
 import threading
@@ -117,7 +118,11 @@ class Service:
             batcher = Batcher(
                 detector.submit,
                 functools.partial(detector.warm_up, [1]),
-                functools.partial(_use_threads, self.settings.threads()),
+                # Another engine has threads of its own; torch's would wait for work beside them,
+                # and spin.
+                functools.partial(
+                    _use_threads, self.settings.threads() if detector.engine == "torch" else 1
+                ),
                 lambda: self.admission.taken,
                 self.metrics,
                 max_batch=self.settings.max_batch,
@@ -153,6 +158,10 @@ class Service:
         torch.set_num_threads(self.settings.threads())
         detector = self._load(self.settings)
         detector.warm_up(sorted({1, self.settings.max_batch}))
+        # What is loaded stays: without this, every full collection goes through all of it, and
+        # holds every thread for a fifth of a second.
+        gc.collect()
+        gc.freeze()
         return detector
 
     def drain(self) -> None:
