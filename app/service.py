@@ -118,11 +118,7 @@ class Service:
             batcher = Batcher(
                 detector.submit,
                 functools.partial(detector.warm_up, [1]),
-                # Another engine has threads of its own; torch's would wait for work beside them,
-                # and spin.
-                functools.partial(
-                    _use_threads, self.settings.threads() if detector.engine == "torch" else 1
-                ),
+                functools.partial(_use_threads, self.settings.threads()),
                 lambda: self.admission.taken,
                 self.metrics,
                 max_batch=self.settings.max_batch,
