@@ -169,7 +169,7 @@ class Detector:
             threads: of an engine with threads of its own; None: as many as torch has here.
             canvases: `all` that the patch rule selects; `adaptive`: where the rule begins with the
                 whole image, that, and windows only where its verdict is in doubt (`settled`), which
-                costs two thirds of the time and no accuracy (`benchmarks/engines.py`).
+                costs two thirds of the time and hardly a verdict (`benchmarks/engines.py`).
 
         Raises:
             ModelError: with one clear line.
@@ -201,11 +201,12 @@ class Detector:
 
     def warm_up(self, images: Sequence[int] = (1,)) -> None:
         """Run blank batches of so many images, so that the first request pays for nothing."""
-        rule = self._model.config.patches
-        side = rule.canvas_size
-        blank = torch.zeros(rule.canvases, 3, side, side, dtype=torch.uint8, device=self.device)
+        side = self._model.config.patches.canvas_size
+        blank = self.prepare(np.zeros((side, side, 3), np.uint8))
+        if blank.others is not None:
+            blank.others()
         for count in images:
-            self.logits([Prepared(blank, ())] * count)
+            self.logits([blank] * count)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> Prepared:
         """Cut one image into the canvases that the network looks at.

@@ -41,9 +41,9 @@ def export_onnx(
 
     The tower up to the last block read (LoRA merged), the projector and the head are in the file:
     `canvases` uint8 [n, 3, S, S] -> `logits` float32 [n], n free. `NSNetConfig.combine` makes an
-    image's logit of its canvases'. What remains outside is in
-    `metadata_props`: `nsnet`, the checkpoint's metadata as JSON (patch rule, `whole_share`,
-    calibration, thresholds, ...), `checkpoint_sha256` and `backbone_sha256`.
+    image's logit of its canvases'. What remains outside is in `metadata_props`: `nsnet`, the
+    checkpoint's metadata as JSON (patch rule, `whole_share`, calibration, thresholds, ...),
+    `checkpoint_sha256` and `backbone_sha256`.
 
     Args:
         checkpoint: by `checkpoint.save_checkpoint`.
