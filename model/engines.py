@@ -229,12 +229,12 @@ class _Graph:
         width, patch = visual.conv1.weight.shape[0], visual.conv1.weight.shape[-1]
         side = visual.image_size[0]
         canvases = ops.parameter([-1, 3, side, side], np.uint8, name="canvases")
+        # Pixels are taken as they come, which bfloat16 holds exactly: CLIP's normalisation is in
+        # the weights and, what it subtracts, in the positions.
         mean, std = (255 * np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (MEAN, STD))
-        pixels = ops.multiply(
-            ops.subtract(ops.convert(canvases, "f32"), const(mean)), const(1 / std)
-        )
+        weight = _numpy(visual.conv1.weight) / std
         grid = ops.convolution(
-            pixels, const(visual.conv1.weight), [patch, patch], [0, 0], [0, 0], [1, 1]
+            ops.convert(canvases, "f32"), const(weight), [patch, patch], [0, 0], [0, 0], [1, 1]
         )
         length = (side // patch) ** 2
         patches = ops.transpose(
@@ -245,7 +245,7 @@ class _Graph:
         count = ops.gather(ops.shape_of(canvases), index([0]), index(0))
         tokens = ops.concat([
             ops.broadcast(const(start), ops.concat([count, index([1, width])], axis=0)),
-            ops.add(patches, const(positions[1:])),
+            ops.add(patches, const(positions[1:] - (weight * mean).sum(axis=(1, 2, 3)))),
         ], axis=1)  # fmt: skip
         tokens = self._norm(tokens, visual.ln_pre)
         found = []
@@ -262,10 +262,14 @@ class _Graph:
         ops, index, attention = self._ops, self._index, block.attn
         width = attention.embed_dim
         normed = self._norm(tokens, block.ln_1)
+        # Queries come scaled: by attention's own operation it takes a pass over them.
+        scale = torch.ones(3 * width)
+        scale[:width] = (width // attention.num_heads) ** -0.5
+        weight, bias = attention.in_proj_weight * scale[:, None], attention.in_proj_bias * scale
 
         def heads(x: Any, rows: slice) -> list[Any]:
-            weight, bias = attention.in_proj_weight[rows], attention.in_proj_bias[rows]
-            return self._heads(self._linear(x, weight, bias, ranges.get("in_proj")), attention)
+            return self._heads(self._linear(x, weight[rows], bias[rows], ranges.get("in_proj")),
+                               attention)  # fmt: skip
 
         if last:  # nobody reads the other tokens that it would give
             [query] = heads(self._cls(normed), slice(width))
@@ -273,9 +277,8 @@ class _Graph:
             tokens = self._cls(tokens)
         else:
             query, key, value = heads(normed, slice(None))
-        mixed = ops.transpose(
-            ops.scaled_dot_product_attention(query, key, value), index([0, 2, 1, 3])
-        )
+        mixed = ops.scaled_dot_product_attention(query, key, value, None, self._const(np.array(1)))
+        mixed = ops.transpose(mixed, index([0, 2, 1, 3]))
         mixed = ops.reshape(mixed, index([0, 0, width]), special_zero=True)
         out = attention.out_proj
         tokens = ops.add(tokens, self._linear(mixed, out.weight, out.bias, ranges.get("out_proj")))
