@@ -211,8 +211,8 @@ class Detector:
     def prepare(self, pixels: NDArray[np.uint8]) -> Prepared:
         """Cut one image into the canvases that the network looks at.
 
-        What is returned does not hold the pixels, but copies of what may be looked at: at most
-        `PatchRule.candidates` canvases and one.
+        What is returned takes the memory of `PatchRule.candidates` canvases and one at most: a
+        larger image is let go, and copies of what may be looked at are kept.
 
         Args:
             pixels: uint8 [H, W, 3], sRGB.
@@ -230,7 +230,9 @@ class Detector:
             images = image.permute(2, 0, 1).unsqueeze(0)
             if self.canvases == "adaptive" and rule.whole and rule.canvases > 1:
                 selection = whole_image(images, rule)
-                others = functools.partial(_windows, cut_candidates(images, rule), rule)
+                large = images.numel() > rule.candidates * selection.canvases.numel()
+                kept = cut_candidates(images, rule) if large else images
+                others = functools.partial(_windows, kept, rule)
             else:
                 selection = select_patches(images, rule)
             if stream is not None:  # only this thread waits: the forward goes on meanwhile
@@ -328,8 +330,9 @@ class Detector:
         ]
 
 
-def _windows(candidates: Candidates, rule: PatchRule) -> Tensor:
-    """The native windows among an image's candidates: uint8 [K - 1, 3, S, S]."""
+def _windows(kept: Tensor | Candidates, rule: PatchRule) -> Tensor:
+    """The native windows of an image, or among its candidates: uint8 [K - 1, 3, S, S]."""
+    candidates = cut_candidates(kept, rule) if isinstance(kept, Tensor) else kept
     return choose_patches(candidates, rule).canvases[0]
 
 

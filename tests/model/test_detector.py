@@ -16,7 +16,7 @@ from model.detector import (
     Thresholds,
     Verdict,
 )
-from model.patches import Candidates, PatchRule, Selection, choose_patches
+from model.patches import Candidates, PatchRule, Selection, choose_patches, cut_candidates
 from tests.model.test_checkpoint import rewrite
 
 
@@ -155,17 +155,22 @@ def test_a_window_is_chosen_only_once_it_is_looked_at(
     rewrite(checkpoint, metadata=lambda m: m["thresholds"].update(cuts))
     rewrite(checkpoint, metadata=whole_and_window)
     detector = load(checkpoint, tiny_tower, "adaptive")
-    chosen = []
+    cut, chosen = [], []
+
+    def cut_out(images: torch.Tensor, rule: PatchRule) -> Candidates:
+        cut.append(images.shape[2:])
+        return cut_candidates(images, rule)
 
     def choose(candidates: Candidates, rule: PatchRule) -> Selection:
         chosen.append(candidates.patches.shape)
         return choose_patches(candidates, rule)
 
+    monkeypatch.setattr("model.detector.cut_candidates", cut_out)
     monkeypatch.setattr("model.detector.choose_patches", choose)
     pixels = photo(2000, 300)
     item, small = detector.prepare(pixels), detector.prepare(photo(40, 40))
-    assert chosen == []
-    # What waits for the network does not keep the image: 16 windows at most, and one canvas.
+    assert (cut, chosen) == ([(2000, 300)], [])
+    # What waits for the network does not keep a large image: 16 windows at most, and one canvas.
     pixels[:] = 0
     assert item.canvases.shape == (1, 3, 64, 64)
     scores = [found.score for found in detector.predict([item, small])]
