@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import httpx
+import aiohttp
 import numpy as np
 import psutil
 from PIL import Image
@@ -33,6 +33,7 @@ REFUSALS = (429, 503)
 
 _SOI = b"\xff\xd8"
 _COMMENT = b"\xff\xfe\x00\x12"  # the segment's length counts itself: 2 + 16 bytes
+_JPEG = {"Content-Type": "image/jpeg"}
 _BACKOFF_S = 0.1  # of a closed-loop client that was refused: without it, it would spin
 _TICK_S = 1.0
 # Below the 5 s after which uvicorn closes an idle connection: a request must not meet that close.
@@ -364,12 +365,12 @@ async def _apply(
     bodies = unlike(target.images)
     samples: list[Sample] = []
     headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
-    async with httpx.AsyncClient(
-        base_url=target.url,
+    # Proxies of the environment are left alone: they would be measured, too.
+    async with aiohttp.ClientSession(
+        f"{target.url.rstrip('/')}/",
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
         headers=headers,
-        timeout=timeout_s,
-        limits=httpx.Limits(keepalive_expiry=_KEEPALIVE_S),
-        trust_env=False,  # a proxy would be measured, too
+        timeout=aiohttp.ClientTimeout(timeout_s),
     ) as client:
 
         async def ask(due: float) -> Sample:
@@ -403,26 +404,29 @@ async def _by_the_clock(
         group.create_task(ask(moment))
 
 
-async def _ask(client: httpx.AsyncClient, body: bytes, due: float) -> Sample:
+async def _ask(client: aiohttp.ClientSession, body: bytes, due: float) -> Sample:
     sent = time.perf_counter()
     try:
-        answer = await client.post("/detect", content=body, headers={"Content-Type": "image/jpeg"})
-    except httpx.TransportError as error:
+        async with client.post(
+            "detect", data=body, headers=_JPEG, allow_redirects=False
+        ) as response:
+            answer = await response.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
         return Sample(due, sent, time.perf_counter(), 0, type(error).__name__)
     done = time.perf_counter()
-    return Sample(due, sent, done, answer.status_code, _problem(answer))
+    return Sample(due, sent, done, response.status, _problem(response.status, answer))
 
 
-def _problem(answer: httpx.Response) -> str:
-    if answer.status_code == 200:
+def _problem(status: int, answer: bytes) -> str:
+    if status == 200:
         return ""
     with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError):
-        return str(answer.json()["code"])
-    return f"status_{answer.status_code}"
+        return str(json.loads(answer)["code"])
+    return f"status_{status}"
 
 
 async def _watch(
-    client: httpx.AsyncClient,
+    client: aiohttp.ClientSession,
     pid: int | None,
     begin: float,
     end: float,
@@ -452,11 +456,11 @@ async def _watch(
     }
 
 
-async def _exposition(client: httpx.AsyncClient) -> str:
-    with contextlib.suppress(httpx.TransportError):
-        answer = await client.get("/metrics")
-        if answer.status_code == 200:
-            return answer.text
+async def _exposition(client: aiohttp.ClientSession) -> str:
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with client.get("metrics") as response:
+            if response.status == 200:
+                return await response.text()
     return ""
 
 

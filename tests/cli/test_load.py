@@ -5,7 +5,7 @@ import itertools
 import os
 import socket
 
-import httpx
+import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
@@ -174,5 +174,5 @@ def test_no_answer_is_a_transport_error() -> None:
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"  # bound, but nobody listens
         load = apply_load(Target(url, [jpeg()]), Open(20, seed=None), seconds=0.5, warmup=0)
     assert load.transport_errors == len(load.samples) > 0
-    assert load.problems == {httpx.ConnectError.__name__: load.transport_errors}
+    assert load.problems == {aiohttp.ClientConnectorError.__name__: load.transport_errors}
     assert load.overall is None
