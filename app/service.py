@@ -118,7 +118,7 @@ class Service:
             batcher = Batcher(
                 detector.submit,
                 functools.partial(detector.warm_up, [1]),
-                functools.partial(_use_threads, self.settings.threads()),
+                functools.partial(_use_threads, detector.torch_threads(self.settings.threads())),
                 lambda: self.admission.taken,
                 self.metrics,
                 max_batch=self.settings.max_batch,

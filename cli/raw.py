@@ -65,9 +65,10 @@ class Raw:
     """
 
     def __init__(self, settings: Settings, images: Sequence[bytes]) -> None:
-        torch.set_num_threads(settings.threads())
         self._settings = settings
         self._detector = load_detector(settings)
+        self._threads = self._detector.torch_threads(settings.threads())
+        torch.set_num_threads(self._threads)
         self._detector.warm_up(sorted({1, settings.max_batch}))
         self._files = cycle(images)
         prepared = [self._prepare(image) for image in images]
@@ -84,7 +85,7 @@ class Raw:
         laps = self._laps
         torch.set_num_threads(1)  # as in the service's decoding threads
         laps.prepare += _timed(lambda: self._prepare(next(self._files)), 0.1 * seconds)
-        torch.set_num_threads(self._settings.threads())
+        torch.set_num_threads(self._threads)
         laps.single += _timed(lambda: detector.predict([next(self._items)]), 0.3 * seconds)
         laps.batched += _timed(lambda: detector.predict([*islice(self._items, batch)]),
                                0.6 * seconds)  # fmt: skip

@@ -284,6 +284,14 @@ class Detector:
         """`prepare` and `predict` together."""
         return self.predict([self.prepare(pixels) for pixels in images])
 
+    def torch_threads(self, threads: int) -> int:
+        """How many of torch's threads help `predict`, of as many as the engine was given.
+
+        Beside an engine of its own threads, one: torch's others spin on for a millisecond after
+        each operation, and the engine's wait for the cores.
+        """
+        return threads if self.engine == "torch" else 1
+
     @torch.inference_mode()
     def _logits(self, batch: Sequence[Prepared]) -> Tensor:
         logits = self._canvas_logits([item.canvases for item in batch])

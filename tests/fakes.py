@@ -82,6 +82,9 @@ class FakeDetector:
         grey = torch.tensor([[[[float(pixels.mean())]]]])
         return Prepared(grey, ())
 
+    def torch_threads(self, threads: int) -> int:
+        return threads
+
     def submit(self, batch: Sequence[Prepared]) -> "FakePending":
         self.entered.set()
         self.batches.append(len(batch))

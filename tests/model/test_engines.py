@@ -161,6 +161,7 @@ def test_a_detector_says_the_same_with_every_engine(checkpoint: Path, tiny_tower
             checkpoint, backbone=tiny_tower, device="cpu", dtype="float32", engine=name, threads=1
         )
         assert detector.engine == name
+        assert detector.torch_threads(4) == (4 if name == "torch" else 1)
         detector.warm_up([1, 2])
         scores[name] = [found.score for found in detector.detect([image, image[:70, :70]])]
     assert scores["openvino"] == pytest.approx(scores["torch"], abs=1e-4)
