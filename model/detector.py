@@ -141,6 +141,8 @@ class Detector:
         self.canvases = canvases
         self.dtype = "int8" if engine.name == "int8" else str(dtype).removeprefix("torch.")
         self.thresholds = metadata.thresholds
+        cuts = [self.thresholds.real_below, self.thresholds.ai_above]
+        self._cut_odds: list[float] = torch.logit(torch.tensor(cuts, dtype=torch.double)).tolist()
         self.min_side = metadata.network.patches.min_side
         self.calibration: Mapping[str, Any] = metadata.calibration.model_dump()
         self.evaluation: Mapping[str, Any] = metadata.evaluation
@@ -324,10 +326,7 @@ class Detector:
         accusation is ever settled: no photograph is accused by one canvas.
         """
         odds = self._calibration.slope * logits + self._calibration.intercept
-        real, ai = (
-            torch.logit(torch.tensor(cut, device=odds.device))
-            for cut in (self.thresholds.real_below, self.thresholds.ai_above)
-        )
+        real, ai = self._cut_odds
         return (odds < ai - ACCUSING_MARGIN) & ((odds - real).abs() > CLEARING_MARGIN)
 
     def _detections(self, warnings: Sequence[tuple[str, ...]], logits: Tensor) -> list[Detection]:
