@@ -34,6 +34,7 @@ OTHERS = (
     ("int8", "bfloat16", "adaptive"),
 )
 BATCH = 8
+CORES = len(os.sched_getaffinity(0))
 ROUNDS = 5
 
 
@@ -56,6 +57,7 @@ def speeds(detectors: dict[Any, Detector], prepared: dict[str, list[Prepared]]) 
         for key, detector in detectors.items():
             single, batched = found[key]
             items = prepared[detector.canvases]
+            torch.set_num_threads(detector.torch_threads(CORES))
             detector.predict(items)  # its threads are awake again
             batched.append(seconds(lambda d=detector, i=items: d.predict(i)))
             single.append(
@@ -76,7 +78,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=TWIN)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(CORES)
     detectors = {
         (engine, dtype, canvases): Detector.load(
             chosen.checkpoint, device="cpu", dtype=dtype, engine=engine, canvases=canvases
