@@ -9,7 +9,6 @@ default the twin of the shipped one that was trained without the split `val`.
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from app.settings import cores
 from model.checkpoint import Verdict
 from model.detector import Detector, Prepared
 from model.evaluation.metrics import auc
@@ -34,7 +34,6 @@ OTHERS = (
     ("int8", "bfloat16", "adaptive"),
 )
 BATCH = 8
-CORES = len(os.sched_getaffinity(0))
 ROUNDS = 5
 
 
@@ -57,7 +56,7 @@ def speeds(detectors: dict[Any, Detector], prepared: dict[str, list[Prepared]]) 
         for key, detector in detectors.items():
             single, batched = found[key]
             items = prepared[detector.canvases]
-            torch.set_num_threads(detector.torch_threads(CORES))
+            torch.set_num_threads(detector.torch_threads(cores()))
             detector.predict(items)  # its threads are awake again
             batched.append(seconds(lambda d=detector, i=items: d.predict(i)))
             single.append(
@@ -78,7 +77,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=TWIN)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    torch.set_num_threads(CORES)
+    torch.set_num_threads(cores())
     detectors = {
         (engine, dtype, canvases): Detector.load(
             chosen.checkpoint, device="cpu", dtype=dtype, engine=engine, canvases=canvases
