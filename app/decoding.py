@@ -83,7 +83,7 @@ def decode(data: bytes, limits: Settings, *, min_side: int) -> Decoded:
         try:
             # Not `n_frames`: to count them, it would walk every frame of a hostile file.
             notes = ("first_frame_only",) if getattr(image, "is_animated", False) else ()
-            found = to_rgb(image)
+            found = to_rgb(image, data)
         except _DAMAGED:
             raise ApiError("corrupt_image", "The image data are damaged or cut off.") from None
     height, width = found.pixels.shape[:2]

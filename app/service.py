@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
-from cachetools import TTLCache
 
 from app.batching import Batcher
+from app.cache import ResultCache
 from app.decoding import Decoded, decode
 from app.errors import ApiError
 from app.limits import Admission, ApiKeys, RateLimiter
@@ -100,8 +100,8 @@ class Service:
         self._load = load
         self._detector: Detector | None = None
         self._batcher: Batcher | None = None
-        self._cache: TTLCache[tuple[str, ...], _Result] = TTLCache(
-            max(1, settings.cache_size), settings.cache_ttl_s
+        self._results: ResultCache[_Result] = ResultCache(
+            settings.cache_size, settings.cache_ttl_s, self.metrics
         )
         # One thread each for its own torch operations: cores are for the forward pass.
         self._pool = ThreadPoolExecutor(
@@ -236,29 +236,24 @@ class Service:
     ) -> DetectionOut:
         detector = self.detector
         loop = asyncio.get_running_loop()
-        digest = await loop.run_in_executor(self._pool, _sha256, data)
-        # No option of a request changes the score: thresholds are applied to what is kept.
-        key = (digest, detector.sha256, detector.dtype, detector.canvases)
-        result = self._cache.get(key) if self.settings.cache_size else None
-        cached = result is not None
-        if self.settings.cache_size:
-            self.metrics.cache.labels("hit" if cached else "miss").inc()
-        timings = TimingsOut(decode=0, patches=0, queue=0, inference=0)
-        if result is None:
-            ready = await loop.run_in_executor(self._pool, self._prepare, data)
+        digest, found = await loop.run_in_executor(self._pool, self._begin, data)
+        cached = isinstance(found, _Result)
+        if isinstance(found, _Result):
+            result = found
+            timings = TimingsOut(decode=0, patches=0, queue=0, inference=0)
+        else:
             assert self._batcher is not None  # noqa: S101  (there is a detector, so there is one)
-            scored = await self._batcher.score(ready.item, deadline)
+            scored = await self._batcher.score(found.item, deadline)
             result = _Result(
                 scored.detection.score,
-                (*ready.image.warnings, *scored.detection.warnings),
-                ready.image.format, ready.image.width, ready.image.height,
+                (*found.image.warnings, *scored.detection.warnings),
+                found.image.format, found.image.width, found.image.height,
             )  # fmt: skip
             timings = TimingsOut(
-                decode=_ms(ready.decode_s), patches=_ms(ready.patches_s),
+                decode=_ms(found.decode_s), patches=_ms(found.patches_s),
                 queue=_ms(scored.queue_s), inference=_ms(scored.forward_s),
             )  # fmt: skip
-            if self.settings.cache_size:
-                self._cache[key] = result
+            self._results.keep(self._key(digest), result)
         cuts = detector.thresholds
         if threshold is not None:
             cuts = Thresholds(real_below=threshold, ai_above=threshold)
@@ -281,8 +276,18 @@ class Service:
         d = self.detector
         return ModelOut(name=d.name, version=d.version, sha256=d.sha256)
 
+    def _begin(self, data: bytes) -> tuple[str, _Result | _Prepared]:
+        """The file's sha256, and its result if that is kept, else its image; runs in the pool."""
+        digest = hashlib.sha256(data).hexdigest()
+        return digest, self._results.find(self._key(digest)) or self._prepare(data)
+
+    def _key(self, digest: str) -> tuple[str, ...]:
+        # No option of a request changes the score: thresholds are applied to what is kept.
+        detector = self.detector
+        return digest, detector.sha256, detector.dtype, detector.canvases
+
     def _prepare(self, data: bytes) -> _Prepared:
-        """Decode and select patches; runs in the pool."""
+        """Decode and select patches."""
         detector = self.detector
         start = time.monotonic()
         image = decode(data, self.settings, min_side=detector.min_side)
@@ -323,10 +328,6 @@ def _use_threads(count: int) -> None:
     # A thread takes the number that was set last, by any thread, at its first operation. Asking for
     # it is one: without it, the forward pass would inherit the decoders' single thread.
     torch.get_num_threads()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _ms(seconds: float) -> float:

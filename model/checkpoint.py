@@ -6,6 +6,7 @@ The frozen tower is not in it; its digest is.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from model.errors import CheckpointError, ModelError
-from model.nsnet import NSNet, NSNetConfig, merge_lora
+from model.nsnet import Logit, NSNet, NSNetConfig, merge_lora
 from model.ranges import Ranges, ranges_shapes
 from model.tensorfile import parse_tensors, write_tensors
 
@@ -64,9 +65,17 @@ class Calibration(_Strict):
     intercept: float
     fitted_on: str = Field(description="which held-out logits gave the two numbers")
 
+    def odds(self, logit: Logit) -> Logit:
+        """Log-odds of AI generation."""
+        return self.slope * logit + self.intercept
+
     def scores(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities of AI generation, of the logits' shape and dtype."""
-        return torch.sigmoid(self.slope * logits + self.intercept)
+        return torch.sigmoid(self.odds(logits))
+
+    def score(self, logit: float) -> float:
+        """`scores` of one, which an operation of torch's after a forward takes 0.1 ms to give."""
+        return 0.5 + 0.5 * math.tanh(0.5 * self.odds(logit))
 
 
 class Projector(_Strict):

@@ -204,7 +204,7 @@ class OpenVinoEngine:
             torch.from_numpy(np.array(self._request.infer([chunk.numpy()])[0]))
             for chunk in torch.split(canvases.contiguous(), self._chunk)
         ]
-        return torch.cat(found)
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _chunk(visual: VisionTransformer) -> int:
@@ -262,9 +262,12 @@ class _Graph:
         ops, index, attention = self._ops, self._index, block.attn
         width = attention.embed_dim
         normed = self._norm(tokens, block.ln_1)
-        # Queries come scaled: by attention's own operation it takes a pass over them.
+        out, mixed_ranges = attention.out_proj, ranges.get("out_proj")
+        # Queries and values come scaled: later it takes a pass over them, or what is made of them.
         scale = torch.ones(3 * width)
         scale[:width] = (width // attention.num_heads) ** -0.5
+        if mixed_ranges is not None:
+            scale[2 * width :] = 1 / smooth(out.weight, mixed_ranges)[0]
         weight, bias = attention.in_proj_weight * scale[:, None], attention.in_proj_bias * scale
 
         def heads(x: Any, rows: slice) -> list[Any]:
@@ -280,8 +283,8 @@ class _Graph:
         mixed = ops.scaled_dot_product_attention(query, key, value, None, self._const(np.array(1)))
         mixed = ops.transpose(mixed, index([0, 2, 1, 3]))
         mixed = ops.reshape(mixed, index([0, 0, width]), special_zero=True)
-        out = attention.out_proj
-        tokens = ops.add(tokens, self._linear(mixed, out.weight, out.bias, ranges.get("out_proj")))
+        mixed = self._linear(mixed, out.weight, out.bias, mixed_ranges, divided=True)
+        tokens = ops.add(tokens, mixed)
         widen, narrow = block.mlp.c_fc, block.mlp.c_proj
         normed = self._norm(tokens, block.ln_2)
         hidden = self._linear(normed, widen.weight, widen.bias, ranges.get("c_fc"))
@@ -309,13 +312,18 @@ class _Graph:
         centred = ops.mvn(x, self._index([-1]), True, norm.eps, "INSIDE_SQRT")
         return ops.add(ops.multiply(centred, self._const(norm.weight)), self._const(norm.bias))
 
-    def _linear(self, x: Any, weight: Tensor, bias: Tensor, ranges: Tensor | None = None) -> Any:
+    def _linear(
+        self, x: Any, weight: Tensor, bias: Tensor, ranges: Tensor | None = None, *,
+        divided: bool = False,
+    ) -> Any:  # fmt: skip
+        """`x @ weight.T + bias`; `divided`: x comes divided by `smooth`'s factors."""
         ops, const = self._ops, self._const
         w: Any
         if ranges is not None:
             factors, low, high = smooth(weight, ranges)
             ends = [const(np.full((1, 1, 1), end)) for end in (low, high)]
-            x = ops.multiply(x, const(1 / factors))
+            if not divided:
+                x = ops.multiply(x, const(1 / factors))
             x = ops.fake_quantize(x, *ends, *ends, 256)
             w = self._int8_weight(weight * factors)
         elif self._int8:

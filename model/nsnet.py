@@ -5,7 +5,7 @@ One code path serves the paper's configuration and the default; they differ in `
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from open_clip.transformer import VisionTransformer
@@ -16,6 +16,8 @@ from model.backbone import MEAN, STD
 from model.errors import CheckpointError
 from model.nullspace import project
 from model.patches import PAPER_RULE, PatchRule
+
+Logit = TypeVar("Logit", float, Tensor)
 
 
 class NSNetConfig(BaseModel):
@@ -48,11 +50,18 @@ class NSNetConfig(BaseModel):
         """Blocks of the tower that are run; None for all."""
         return self.blocks[-1] if self.blocks else None
 
-    def combine(self, logits: Tensor) -> Tensor:
-        """An image's logit from those of its canvases, in their order: [k] -> []."""
+    def combine(self, logits: Sequence[Logit]) -> Logit:
+        """An image's logit from those of its canvases, in their order."""
         if not self.patches.whole or len(logits) == 1:
-            return logits.mean()
-        return self.whole_share * logits[0] + (1 - self.whole_share) * logits[1:].mean()
+            return _mean(logits)
+        return self.whole_share * logits[0] + (1 - self.whole_share) * _mean(logits[1:])
+
+
+def _mean(logits: Sequence[Logit]) -> Logit:
+    total = logits[0]
+    for logit in logits[1:]:
+        total = total + logit
+    return total / len(logits)
 
 
 PRESETS: Mapping[str, NSNetConfig] = {
@@ -156,7 +165,8 @@ class NSNet(nn.Module):
     def forward(self, canvases: Tensor, counts: Sequence[int]) -> Tensor:
         """Logits of images: uint8 [n, 3, S, S], counts of n in all -> float32 [len(counts)]."""
         logits = self.logits(self.tokens(canvases))
-        return torch.stack([self.config.combine(of) for of in torch.split(logits, list(counts))])
+        each = torch.split(logits, list(counts))
+        return torch.stack([self.config.combine(of.unbind()) for of in each])
 
 
 @functools.cache

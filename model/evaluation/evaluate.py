@@ -94,7 +94,7 @@ def evaluate(
 
     def flush() -> None:
         batch, pending[:] = pending[:_BATCH], pending[_BATCH:]
-        found = detector.logits([prepared for _, _, prepared in batch]).tolist()
+        found = detector.logits([prepared for _, _, prepared in batch])
         for (name, row, _), logit in zip(batch, found, strict=True):
             placed[name].append(row)
             logits[name].append(logit)

@@ -247,7 +247,8 @@ class Experiment:
         # An image's canvases follow one another, the highest entropy first.
         unique, counts = torch.unique_consecutive(row, return_counts=True)
         combine = self.options.network.combine
-        found = [combine(of[: self.views]) for of in torch.split(logits, counts.tolist())]
+        each = torch.split(logits, counts.tolist())
+        found = [combine(of[: self.views].unbind()) for of in each]
         return HeldOut(
             unique.numpy(), torch.stack(found).double().numpy(), self.labels[unique].numpy()
         )

@@ -8,7 +8,13 @@ import torch
 from safetensors.torch import load_file, safe_open, save_file
 
 from model.backbone import load_backbone
-from model.checkpoint import Metadata, build_model, read_checkpoint, save_checkpoint
+from model.checkpoint import (
+    Calibration,
+    Metadata,
+    build_model,
+    read_checkpoint,
+    save_checkpoint,
+)
 from model.errors import CheckpointError
 from model.nsnet import NSNet
 from model.ranges import activation_ranges
@@ -51,6 +57,14 @@ def test_lora_deltas_are_merged_at_load(checkpoint: Path, network: NSNet, tiny_t
     merged = build_model(read_checkpoint(checkpoint), tower(tiny_tower, network))
     expected = network.visual.get_parameter(name) + up @ down
     assert torch.allclose(merged.visual.get_parameter(name), expected, atol=1e-6)
+
+
+def test_one_score_is_as_many_are() -> None:
+    calibration = Calibration(slope=1.3, intercept=-0.4, fitted_on="a test")
+    logits = [-1e300, -800.0, -40.0, -3.0, 0.0, 2.5, 40.0, 800.0, 1e300]
+    many = calibration.scores(torch.tensor(logits, dtype=torch.double)).tolist()
+    assert [calibration.score(logit) for logit in logits] == pytest.approx(many, abs=1e-15)
+    assert calibration.scores(torch.tensor(0.4 / 1.3)) == pytest.approx(0.5)
 
 
 def test_ranges_come_back(network: NSNet, metadata: Metadata, tmp_path: Path) -> None:

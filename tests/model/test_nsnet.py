@@ -32,11 +32,12 @@ def test_the_whole_image_counts_by_its_share() -> None:
     config = NSNetConfig(
         backbone=TINY, features="blocks", blocks=(1,), patches=rule, whole_share=0.7
     )
-    logits = torch.tensor([2.0, -1.0, 3.0])
-    assert float(config.combine(logits)) == pytest.approx(0.7 * 2 + 0.3 * 1)
-    assert float(config.combine(logits[:1])) == 2
+    logits = [2.0, -1.0, 3.0]
+    assert config.combine(logits) == pytest.approx(0.7 * 2 + 0.3 * 1)
+    assert config.combine(logits[:1]) == 2
+    assert float(config.combine(torch.tensor(logits).unbind())) == pytest.approx(1.7)
     windows = config.model_copy(update={"patches": PatchRule(canvases=3)})
-    assert float(windows.combine(logits)) == pytest.approx(4 / 3)
+    assert windows.combine(logits) == pytest.approx(4 / 3)
 
 
 def test_features_hold_no_text_direction(network: NSNet) -> None:

@@ -3,8 +3,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
+from model import pixels
 from model.pixels import to_rgb
 from tests.images import encoded, photo
 
@@ -138,3 +139,51 @@ def test_a_linear_profile_brightens_mid_grey_to_its_srgb_value() -> None:
     found = to_rgb(Image.open(io.BytesIO(encoded(image, "PNG", icc_profile=linear_profile()))))
     assert found.warnings == ()
     assert np.abs(found.pixels.astype(int) - 128).max() <= 2
+
+
+def plain(data: bytes) -> np.ndarray:
+    return to_rgb(Image.open(io.BytesIO(data)), data).pixels
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [(97, 83), (16, 300), (256, 256)])
+def test_a_plain_jpeg_has_pillows_bits(
+    size: tuple[int, int], progressive: bool, subsampling: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smooth = photo(12, 12).resize(size, Image.Resampling.BICUBIC)
+    for quality in (35, 75, 95):
+        data = encoded(
+            smooth, "JPEG", quality=quality, progressive=progressive, subsampling=subsampling
+        )
+        expected = np.asarray(Image.open(io.BytesIO(data)))
+        with monkeypatch.context() as context:
+            if pixels.simplejpeg is not None:
+                context.setattr(Image.Image, "load", None)  # nobody calls it
+            found = plain(data)
+        assert np.array_equal(found, expected)
+        assert found.flags.c_contiguous
+        assert found.flags.writeable
+
+
+def test_jpegs_that_are_not_plain_go_through_pillow() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    profile = linear_profile()
+    for options in ({"exif": exif}, {"icc_profile": profile}):
+        data = encoded(photo(), "JPEG", **options)
+        assert np.array_equal(plain(data), to_rgb(Image.open(io.BytesIO(data))).pixels)
+    for mode in ("L", "CMYK"):
+        data = encoded(photo().convert(mode), "JPEG")
+        assert np.array_equal(plain(data), to_rgb(Image.open(io.BytesIO(data))).pixels)
+
+
+def test_what_pillow_forgives_in_a_jpeg_is_forgiven_and_nothing_else() -> None:
+    data = encoded(photo(), "JPEG")
+    odd = data[:-2] + bytes(40) + data[-2:]  # libjpeg warns of bytes before the last marker
+    assert np.array_equal(plain(odd), plain(data))
+    with pytest.raises(OSError, match="truncated"):
+        plain(data[: len(data) // 2])
+    # The limits were checked on Pillow's reading of the size; nothing of another size is decoded.
+    larger = encoded(photo(640, 480), "JPEG")
+    assert to_rgb(Image.open(io.BytesIO(data)), larger).pixels.shape == (80, 96, 3)
