@@ -166,13 +166,23 @@ def test_a_plain_jpeg_has_pillows_bits(
         assert found.flags.writeable
 
 
-def test_jpegs_that_are_not_plain_go_through_pillow() -> None:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
+def test_jpegs_are_turned_and_converted_whoever_decodes_them() -> None:
     profile = linear_profile()
-    for options in ({"exif": exif}, {"icc_profile": profile}):
-        data = encoded(photo(), "JPEG", **options)
-        assert np.array_equal(plain(data), to_rgb(Image.open(io.BytesIO(data))).pixels)
+    for orientation in (0, 1, 3, 6, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        for options in ({"exif": exif}, {"exif": exif, "icc_profile": profile}):
+            data = encoded(photo(), "JPEG", **options)
+            assert np.array_equal(plain(data), to_rgb(Image.open(io.BytesIO(data))).pixels)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = encoded(photo(), "JPEG", icc_profile=srgb)
+    assert np.array_equal(plain(data), np.asarray(Image.open(io.BytesIO(data))))
+    data = encoded(photo(), "JPEG", icc_profile=b"not a profile")
+    found = to_rgb(Image.open(io.BytesIO(data)), data)
+    assert found.warnings == ("icc_profile_ignored",)
+    several = encoded(photo(), "MPO", save_all=True, append_images=[photo(seed=1)])
+    assert Image.open(io.BytesIO(several)).format == "MPO"
+    assert np.array_equal(plain(several), to_rgb(Image.open(io.BytesIO(several))).pixels)
     for mode in ("L", "CMYK"):
         data = encoded(photo().convert(mode), "JPEG")
         assert np.array_equal(plain(data), to_rgb(Image.open(io.BytesIO(data))).pixels)
