@@ -237,7 +237,6 @@ class Service:
         detector = self.detector
         loop = asyncio.get_running_loop()
         digest, found = await loop.run_in_executor(self._pool, self._begin, data)
-        cached = isinstance(found, _Result)
         if isinstance(found, _Result):
             result = found
             timings = TimingsOut(decode=0, patches=0, queue=0, inference=0)
@@ -267,7 +266,7 @@ class Service:
                 sha256=digest, format=result.format, width=result.width, height=result.height
             ),
             warnings=list(result.warnings),
-            cached=cached,
+            cached=isinstance(found, _Result),
             timings_ms=timings,
         )
 
