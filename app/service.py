@@ -23,6 +23,7 @@ from app.limits import Admission, ApiKeys, RateLimiter
 from app.metrics import Metrics
 from app.schemas import DetectionOut, ImageOut, ModelOut, ThresholdsOut, TimingsOut
 from app.settings import Settings
+from app.uploads import Upload
 from model.detector import Detector, ImageTooSmallError, ModelError, Prepared, Thresholds
 
 log = logging.getLogger(__name__)
@@ -202,12 +203,12 @@ class Service:
     # --- work -----------------------------------------------------------------------------------
 
     async def detect(
-        self, data: bytes, *, identifier: str, threshold: float | None, deadline: float
+        self, upload: Upload, *, identifier: str, threshold: float | None, deadline: float
     ) -> DetectionOut:
         """Score one image.
 
         Args:
-            data: the file's bytes.
+            upload: the file; taken from it.
             identifier: the answer's id.
             threshold: one cut instead of the checkpoint's two.
             deadline: of `time.monotonic()`.
@@ -218,7 +219,7 @@ class Service:
         outcome = "cancelled"
         try:
             async with within(deadline):
-                answer = await self._detect(data, identifier, threshold, deadline)
+                answer = await self._detect(upload, identifier, threshold, deadline)
             outcome = "ok"
         except ApiError:
             outcome = "error"
@@ -232,11 +233,11 @@ class Service:
             self.admission.answered()
 
     async def _detect(
-        self, data: bytes, identifier: str, threshold: float | None, deadline: float
+        self, upload: Upload, identifier: str, threshold: float | None, deadline: float
     ) -> DetectionOut:
         detector = self.detector
         loop = asyncio.get_running_loop()
-        digest, found = await loop.run_in_executor(self._pool, self._begin, data)
+        digest, found = await loop.run_in_executor(self._pool, self._begin, upload)
         if isinstance(found, _Result):
             result = found
             timings = TimingsOut(decode=0, patches=0, queue=0, inference=0)
@@ -275,8 +276,9 @@ class Service:
         d = self.detector
         return ModelOut(name=d.name, version=d.version, sha256=d.sha256)
 
-    def _begin(self, data: bytes) -> tuple[str, _Result | _Prepared]:
+    def _begin(self, upload: Upload) -> tuple[str, _Result | _Prepared]:
         """The file's sha256, and its result if that is kept, else its image; runs in the pool."""
+        data = upload.take()
         digest = hashlib.sha256(data).hexdigest()
         return digest, self._results.find(self._key(digest)) or self._prepare(data)
 

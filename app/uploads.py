@@ -1,8 +1,7 @@
 """Reading image files out of a request, in memory only."""
 
-import asyncio
+import io
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -10,24 +9,74 @@ from starlette.requests import ClientDisconnect, Request
 
 from app.errors import ApiError
 
+# Smaller chunks are gathered: an object for every byte of a hostile sender would cost forty.
+_SMALL_CHUNK = 65536
 
-@dataclass(frozen=True, slots=True)
+
 class Upload:
-    """One uploaded file; the name is only ever given back to whoever sent it."""
+    """One uploaded file, kept in the chunks in which it arrived.
 
-    data: bytes
-    filename: str | None
+    To join them takes milliseconds, which the event loop has not got: whoever decodes does that.
+
+    Args:
+        filename: only ever given back to whoever sent it.
+    """
+
+    def __init__(self, filename: str | None = None) -> None:
+        self.filename = filename
+        self._chunks: list[bytes] = []
+        self._gathered = bytearray()
+
+    def add(self, data: bytes) -> None:
+        """Take the next bytes."""
+        if not self._gathered and len(data) >= _SMALL_CHUNK:
+            self._chunks.append(data)
+            return
+        self._gathered += data
+        if len(self._gathered) >= _SMALL_CHUNK:
+            self._close_chunk()
+
+    def take(self) -> bytes:
+        """The whole file, once: it is not kept here any longer."""
+        self._close_chunk()
+        data = b"".join(self._chunks)  # without the GIL where it is long
+        self._chunks.clear()
+        return data
+
+    def _close_chunk(self) -> None:
+        if self._gathered:
+            self._chunks.append(bytes(self._gathered))
+            self._gathered.clear()
 
 
 # Boundaries and headers of a form around its one file.
 _FORM_BYTES = 65536
 
 
+class _Part(UploadFile):
+    """A file of a form: Starlette's own would copy it as it grows, and again when it is read."""
+
+    def __init__(self, filename: str | None) -> None:
+        super().__init__(io.BytesIO(), filename=filename)
+        # A form may declare a charset that yields lone surrogates: no JSON could carry them back.
+        self.upload = Upload((filename or "").encode("utf-8", "replace").decode() or None)
+
+    async def write(self, data: bytes) -> None:
+        self.upload.add(data)
+
+    async def seek(self, offset: int) -> None:
+        """Nothing to go back in."""
+
+
 class _InMemoryParser(MultiPartParser):
-    # Uploads never touch the disk. BodyLimit bounds the memory.
-    spool_max_size = 1 << 62
+    """Uploads never touch the disk; `BodyLimit` bounds the memory."""
 
     finished = False
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        if self._current_part.file is not None:
+            self._current_part.file = _Part(self._current_part.file.filename)
 
     def on_end(self) -> None:
         self.finished = True
@@ -46,7 +95,7 @@ async def read_one(request: Request, most_bytes: int) -> Upload:
     """
     kind = _media_type(request)
     if kind.startswith("image/"):
-        return Upload(await _body(request, most_bytes), None)
+        return await _body(request, most_bytes)
     if kind != "multipart/form-data":
         raise ApiError(
             "unsupported_media_type", "Send multipart/form-data with a field `file`, or image/*."
@@ -87,33 +136,24 @@ async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
-async def _body(request: Request, most: int) -> bytes:
+async def _body(request: Request, most: int) -> Upload:
+    upload = Upload()
     try:
-        return b"".join([chunk async for chunk in _bounded(request, most)])
+        async for chunk in _bounded(request, most):
+            upload.add(chunk)
     except ClientDisconnect:
         raise ApiError("bad_request", "The body ended early.") from None
+    return upload
 
 
 async def _files(
     request: Request, stream: AsyncGenerator[bytes, None], name: str, *, most: int
 ) -> list[Upload]:
     form = await _parse(request, stream, most)
-    try:
-        found = [part for part in form.getlist(name) if isinstance(part, UploadFile)]
-        if not found:
-            raise ApiError("missing_file", f"The form has no file in a field named `{name}`.")
-        uploads = []
-        for part in found:
-            uploads.append(Upload(await part.read(), _name(part)))
-            await asyncio.sleep(0)  # a read from memory never waits: others have their turn
-        return uploads
-    finally:
-        await form.close()
-
-
-def _name(part: UploadFile) -> str | None:
-    # A form may declare a charset that yields lone surrogates: no JSON could carry them back.
-    return (part.filename or "").encode("utf-8", "replace").decode() or None
+    uploads = [part.upload for part in form.getlist(name) if isinstance(part, _Part)]
+    if not uploads:
+        raise ApiError("missing_file", f"The form has no file in a field named `{name}`.")
+    return uploads
 
 
 async def _parse(request: Request, stream: AsyncGenerator[bytes, None], most: int) -> FormData:
@@ -131,10 +171,8 @@ async def _parse(request: Request, stream: AsyncGenerator[bytes, None], most: in
         raise ApiError("malformed_multipart", "The multipart body breaks RFC 7578.") from None
     files = sum(isinstance(part, UploadFile) for _, part in form.multi_items())
     if files > most:
-        await form.close()
         raise _too_many(most)
     if not parser.finished:
-        await form.close()
         raise ApiError("malformed_multipart", "The multipart body ends before its last boundary.")
     return form
 

@@ -78,7 +78,7 @@ async def detect(request: Request, threshold: Threshold = None) -> Response:
         answer = await _while_connected(
             request,
             service.detect(
-                upload.data,
+                upload,
                 identifier=request.state.request_id,
                 threshold=threshold,
                 deadline=deadline,
@@ -167,7 +167,7 @@ async def _item(
     identifier = f"{request_id}-{index}"
     try:
         found = await service.detect(
-            upload.data, identifier=identifier, threshold=threshold, deadline=deadline
+            upload, identifier=identifier, threshold=threshold, deadline=deadline
         )
     except ApiError as error:
         service.metrics.rejected.labels(error.code).inc()
