@@ -57,9 +57,9 @@ def make_engine(
     """Build an engine for a network's tower.
 
     Args:
-        name: `auto`, or one of `ENGINES`. `auto` on a CPU with OpenVINO: int8 where the CPU
-            multiplies it natively; openvino in bfloat16 where it multiplies tiles (AMX) and the
-            ranges are not known; else torch.
+        name: `auto`, or one of `ENGINES`. `auto`: on a CPU with OpenVINO int8 where the CPU
+            multiplies it natively, openvino where it does not, or where it multiplies tiles of
+            bfloat16 (AMX) and the ranges are not known; else torch.
         model: the network, LoRA merged; moved to `device` for torch, else left as it is.
         device: where it runs.
         dtype: of torch's weights, and of what OpenVINO computes in floating point.
@@ -87,7 +87,7 @@ def _fastest(device: torch.device, dtype: torch.dtype, ranges: Ranges | None) ->
         return "torch"
     if dtype == torch.bfloat16 and cpu_has("amx_bf16") and ranges is None:
         return "openvino"  # int8 with scales of the moment does not reach the tiles
-    return "int8" if cpu_has("avx512_vnni", "avx_vnni", "amx_int8") else "torch"
+    return "int8" if cpu_has("avx512_vnni", "avx_vnni", "amx_int8") else "openvino"
 
 
 def tower_engine(
@@ -151,13 +151,13 @@ class OpenVinoEngine:
     With `int8`, the weights of every linear layer are rounded to int8 per output channel, and its
     inputs in one of two ways; CLIP's activations have outlier channels and tokens.
 
-    Where the CPU multiplies int8 tiles (AMX) and the ranges of the inputs are known: with one
-    scale a layer, channels evened out first (`ranges.smooth`). The MLP's second layer keeps its
-    float type from the first block that is read on: in int8 it has half of the whole error.
-    Without evening out, the same is ruinous: the error is as large as the tokens.
+    Where the ranges of the inputs are known: with one scale a layer, channels evened out first
+    (`ranges.smooth`). Without evening out, this is ruinous: the error is as large as the tokens.
 
-    Elsewhere: as they come, with a scale for each 64 channels of each token. One for a whole token
-    is 10 % faster, with three times the error in the tokens (16 images, ViT-B/16).
+    Elsewhere, and in the MLP's second layer from the first block that is read on, which would have
+    half of the whole error: as they come, with a scale for each 64 channels of each token. Where
+    the CPU multiplies tiles (AMX), which does not take such scales, that layer keeps its float
+    type.
 
     Args:
         visual: the tower, LoRA merged; not needed any more afterwards.
@@ -192,8 +192,8 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,
             **({"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_GROUP)} if int8 else {}),
         }
-        fixed = int8 and ranges is not None and cpu_has("amx_int8")
-        graph = _Graph(ov, int8=int8 and not fixed, ranges=ranges if fixed else None)
+        tiles = ranges is not None and cpu_has("amx_int8")
+        graph = _Graph(ov, int8=int8 and not tiles, ranges=ranges if int8 else None)
         compiled = ov.Core().compile_model(graph.tower(visual, reads), "CPU", options)
         self._request = compiled.create_infer_request()
 
@@ -213,7 +213,13 @@ def _chunk(visual: VisionTransformer) -> int:
 
 
 class _Graph:
-    """CLIP's image tower in OpenVINO's operations."""
+    """CLIP's image tower in OpenVINO's operations.
+
+    Args:
+        ov: the module.
+        int8: whether linear layers without ranges multiply in int8, by scales of the moment.
+        ranges: of what linear layers read, for int8 with fixed scales.
+    """
 
     def __init__(self, ov: Any, *, int8: bool, ranges: Ranges | None = None) -> None:
         self._model = ov.Model
