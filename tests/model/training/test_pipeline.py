@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from model.backbone import Backbone, _build_clip, random_backbone
 from model.checkpoint import Calibration, read_checkpoint
-from model.detector import Detector
+from model.detector import Detector, place
 from model.errors import ModelError
 from model.nsnet import NSNetConfig
 from model.nullspace import StoredProjector, null_space
@@ -304,8 +304,9 @@ def test_the_papers_configuration_runs_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On random weights of ViT-L/14: that its sizes, blocks and mosaics fit, not that it learns."""
+    _, dtype = place("cpu", "auto")  # another takes twice as long
     tower = random_backbone("ViT-L-14-quickgelu", seed=0)
-    weights = tower.visual.to(torch.bfloat16).state_dict()
+    weights = tower.visual.to(dtype).state_dict()
 
     def load(name: str, **_: Any) -> Backbone:
         visual = _build_clip(name).visual
@@ -323,11 +324,11 @@ def test_the_papers_configuration_runs_end_to_end(
     # Two steps tell nothing apart, which calibration refuses.
     chance = Calibration(slope=1, intercept=0, fitted_on="chance")
     monkeypatch.setattr("model.training.calibrate.platt", lambda *_: chance)
-    out = run(tmp_path, options, projector=space, dtype=torch.bfloat16)
+    out = run(tmp_path, options, projector=space, dtype=dtype)
     tensors = load_file(out)
     assert len([name for name in tensors if name.startswith("lora.")]) == 24 * 4 * 2
     assert len(json.loads((tmp_path / "a/all/lora/losses.json").read_text())) == 2
-    detector = Detector.load(out, device="cpu", dtype="bfloat16")
+    detector = Detector.load(out, device="cpu")
     prepared = [detector.prepare(np.asarray(Image.open(tmp_path / "0.png")))]
     assert prepared[0].canvases.shape == (1, 3, 224, 224)
     assert np.isfinite(detector.predict(prepared)[0].score)
