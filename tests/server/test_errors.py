@@ -409,7 +409,8 @@ def test_nothing_holds_the_loop_longer_than_20_ms() -> None:
     Counted in the loop thread's own CPU time, which a busy machine leaves alone. A virtual one may
     be charged for what its host took: that does not happen three times, a hold of ours does.
     """
-    data = jpeg(4000, 3000)
+    large = jpeg(4000, 3000)
+    heavy = jpeg(300, 300) + bytes(19_000_000)  # decoders stop at its end; reading does not
     with running(max_queue=64) as server:
 
         def longest() -> float:
@@ -424,8 +425,12 @@ def test_nothing_holds_the_loop_longer_than_20_ms() -> None:
                     last = now
 
             watching = asyncio.run_coroutine_threadsafe(watch(), server.loop)
-            load = [Posting(server, "/detect/batch", files=[("files", data)] * 8) for _ in range(2)]
-            load += [Posting(server, "/detect", files={"file": data}) for _ in range(8)]
+            load = [
+                Posting(server, "/detect/batch", files=[("files", large)] * 4 + [("files", heavy)])
+                for _ in range(2)
+            ]
+            load += [Posting(server, "/detect", files={"file": large}) for _ in range(4)]
+            load += [Posting(server, "/detect", files={"file": heavy}) for _ in range(8)]
             assert all(posting.result().status_code == 200 for posting in load)
             watching.cancel()
             assert len(held) > 100
