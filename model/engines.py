@@ -263,9 +263,10 @@ class _Graph:
             if number in reads:
                 found.append(self._norm(self._cls(tokens), visual.ln_post))
         result = ops.concat(found, axis=1)
-        if self._ranges:
-            # What comes after the last product OpenVINO keeps in float32, and with it the sums of
-            # all blocks, for 5 % of the time. Beside int8's error bfloat16's is nothing.
+        if self._ranges and not self._int8:
+            # Between tiles (AMX): what comes after the last product OpenVINO keeps in float32, and
+            # with it the sums of all blocks, for 5 % of the time. Beside int8's error bfloat16's is
+            # nothing.
             result = ops.matmul(result, const(np.eye(width)), False, False)
         return self._model([result], [canvases], "tower")
 
