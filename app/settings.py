@@ -1,13 +1,13 @@
 """Every setting of the service: an environment variable with the prefix `NSNET_`."""
 
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from model.cores import cores
 
 PREFIX = "NSNET_"
 DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "weights" / "nsnet-vit-b-16.safetensors"
@@ -104,26 +104,6 @@ class Settings(BaseSettings):
     def decoders(self) -> int:
         """Threads that decode images."""
         return self.decode_workers or cores()
-
-
-def cores() -> int:
-    """Cores that this process may use, by its affinity and its container's quota."""
-    return min(_affinity(), _quota())
-
-
-def _affinity() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Whole cores of a container's CPU quota (cgroup v2), at least 1; no limit where none is."""
-    try:
-        quota, period = file.read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no such file, or the quota "max"
-        return sys.maxsize
 
 
 def load_settings() -> Settings:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from app.settings import cores
 from model.checkpoint import Verdict
+from model.cores import cores
 from model.detector import Detector, Prepared, place
 from model.evaluation.metrics import auc
 from model.pixels import read_rgb

@@ -5,7 +5,7 @@ An engine changes how fast the tokens are computed, never which: the checkpoint 
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ ENGINES = ("torch", "openvino", "int8")
 # In one forward on a CPU: more at once is no faster, and takes memory with it.
 _CPU_TOKENS = 8 * 197
 _GROUP = 64  # channels that share a scale in int8
+_BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # canvases in one forward on a GPU
 
 
 class EngineError(ModelError):
@@ -75,7 +76,8 @@ def make_engine(
     if name not in ENGINES:
         raise EngineError(f"the engine {name!r} is not one of auto, {', '.join(ENGINES)}")
     if name == "torch":
-        return TorchEngine(model, device, dtype)
+        engine = CudaEngine if device.type == "cuda" else TorchEngine
+        return engine(model, device, dtype)
     return tower_engine(
         name, model.visual, model.reads,
         device=device, dtype=dtype, threads=threads, ranges=ranges,
@@ -143,6 +145,66 @@ class TorchEngine:
         """See `Engine`."""
         chunks = torch.split(canvases, self._chunk or len(canvases))
         return torch.cat([self._model.tokens(chunk) for chunk in chunks])
+
+
+def _captured(run: Callable[[Tensor], Tensor], canvases: Tensor) -> Callable[[], Tensor]:
+    """`run(canvases)` as a CUDA graph: reads what `canvases` holds when it is replayed."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # kernels are chosen, and their workspaces taken, in the first runs
+            run(canvases)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # What other threads do meanwhile, e.g. take pinned memory, is none of this graph's business.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        found = run(canvases)
+
+    def replay() -> Tensor:
+        graph.replay()
+        return found
+
+    return replay
+
+
+class CudaEngine(TorchEngine):
+    """The network's own tower on a GPU, one CUDA graph for each of a few batch sizes.
+
+    Kernel by kernel, Python takes longer to launch the tower than the GPU to run it on a few
+    canvases; a graph is one launch. A batch is padded to the next size, a larger one than the
+    largest goes in parts.
+
+    Args:
+        model: the network.
+        device: a GPU.
+        dtype: of the tower.
+        capture: makes a function replayable on one tensor's memory.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: NSNet,
+        device: torch.device,
+        dtype: torch.dtype,
+        capture: Callable[..., Callable[[], Tensor]] = _captured,
+    ) -> None:
+        super().__init__(model, device, dtype)
+        side = model.config.patches.canvas_size
+        shape = (_BUCKETS[-1], 3, side, side)
+        self._canvases = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self._replays = {n: capture(model.tokens, self._canvases[:n]) for n in _BUCKETS}
+
+    @torch.inference_mode()
+    def __call__(self, canvases: Tensor) -> Tensor:
+        """See `Engine`."""
+        found = []
+        for chunk in torch.split(canvases, _BUCKETS[-1]):
+            size = next(n for n in _BUCKETS if n >= len(chunk))
+            self._canvases[: len(chunk)].copy_(chunk)
+            # The next replay writes to the same memory.
+            found.append(self._replays[size]()[: len(chunk)].clone())
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 class OpenVinoEngine:

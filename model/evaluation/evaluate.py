@@ -14,6 +14,7 @@ from rich.progress import track
 from model import pixels
 from model.ahead import ahead
 from model.checkpoint import Calibration, Verdict
+from model.cores import one_thread, spare_threads
 from model.detector import Detector, Prepared
 from model.errors import ImageTooSmallError, ModelError
 from model.evaluation.conditions import CONDITIONS, name_rng
@@ -65,7 +66,7 @@ def evaluate(
 ) -> dict[str, Scored]:
     """Score every image under every condition.
 
-    One thread decodes and transforms ahead of the network. An image that cannot be read, or is too
+    Other threads decode and transform ahead of the network. An image that cannot be read, or is too
     small for the network, is skipped and counted.
 
     Args:
@@ -99,7 +100,9 @@ def evaluate(
             placed[name].append(row)
             logits[name].append(logit)
 
-    pairs = zip(rows, ahead(copies, rows, _AHEAD), strict=True)
+    torch.get_num_threads()  # this thread's own number is settled before the others get theirs
+    found = ahead(copies, rows, _AHEAD, spare_threads(), one_thread)
+    pairs = zip(rows, found, strict=True)
     for row, prepared in track(pairs, total=len(rows), description="evaluate", transient=True,
                                console=Console(stderr=True), disable=not progress):  # fmt: skip
         for name, item in zip(conditions, prepared, strict=True):

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.ahead import ahead
+from model.cores import one_thread, spare_threads
 from model.errors import ImageTooSmallError, ModelError
 from model.patches import PatchRule, select_patches
 from model.pixels import UNREADABLE, read_rgb
@@ -114,7 +115,8 @@ def _guarded(rows: Sequence[Row], work: Callable[[int, Row], T]) -> Iterator[T |
             log.info("skipped %s: %s", item[1].path, error)
             return None
 
-    return ahead(guarded, enumerate(rows), _AHEAD)
+    torch.get_num_threads()  # this thread's own number is settled before the others get theirs
+    return ahead(guarded, enumerate(rows), _AHEAD, spare_threads(), one_thread)
 
 
 def usable(rows: Sequence[Row], rule: PatchRule) -> Tensor:
@@ -156,18 +158,17 @@ class CanvasSource:
         rule: how copies are cut.
         kinds: copies to draw from, e.g. (CLEAN, EQUALISED, DEGRADED, DEGRADED).
         how: the degraded copies' distribution.
-        workers: decoding threads.
     """
 
     def __init__(
-        self, rows: Sequence[Row], rule: PatchRule, kinds: Sequence[int], how: Augmentation,
-        workers: int = 1,
-    ) -> None:  # fmt: skip
+        self, rows: Sequence[Row], rule: PatchRule, kinds: Sequence[int], how: Augmentation
+    ) -> None:
         self._rows = rows
         self._rule = rule
         self._kinds = tuple(kinds)
         self._how = how
-        self._pool = ThreadPoolExecutor(workers, "canvases")
+        torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(spare_threads(), "canvases", one_thread)
 
     def __len__(self) -> int:
         return len(self._rows)

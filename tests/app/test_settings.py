@@ -1,9 +1,5 @@
-import sys
-from pathlib import Path
-
 import pytest
 
-from app import settings as module
 from app.settings import Settings, SettingsError, describe_settings, load_settings
 
 
@@ -34,19 +30,3 @@ def test_wrong_values_name_their_variable_and_do_not_show_the_value(
     assert "NSNET_MAX_BATCH" in message
     assert "secret-port" not in message
     assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    ("text", "cores"),
-    [
-        ("200000 100000\n", 2),
-        ("50000 100000\n", 1),
-        ("max 100000\n", sys.maxsize),
-        ("", sys.maxsize),
-    ],
-)
-def test_a_containers_cpu_quota_counts_as_its_cores(tmp_path: Path, text: str, cores: int) -> None:
-    file = tmp_path / "cpu.max"
-    file.write_text(text)
-    assert module._quota(file) == cores
-    assert module._quota(tmp_path / "none") == sys.maxsize

@@ -37,3 +37,18 @@ def test_an_error_is_raised_where_its_result_is_taken() -> None:
 
 def test_nothing_to_do_is_no_result() -> None:
     assert list(ahead(lambda item: item, [], 1)) == []
+
+
+def test_several_threads_are_set_up_and_keep_the_order() -> None:
+    together = threading.Barrier(3, timeout=10)
+    ready = threading.local()
+
+    def setup() -> None:
+        ready.here = True
+
+    def work(item: int) -> int:
+        assert ready.here
+        together.wait()
+        return item
+
+    assert list(ahead(work, range(6), 4, threads=3, setup=setup)) == list(range(6))

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,30 @@ def test_many_canvases_go_in_chunks_and_keep_their_order(
     for name, expected in whole.items():
         found = tokens(network, name, pixels, torch.float32)
         assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_gpus_batches_are_padded_to_a_recorded_size_or_go_in_parts(
+    network: NSNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is recorded reads and writes the same memory every time, as a CUDA graph does."""
+    recorded: list[int] = []
+
+    def capture(
+        run: Callable[[torch.Tensor], torch.Tensor], canvases: torch.Tensor
+    ) -> Callable[[], torch.Tensor]:
+        recorded.append(len(canvases))
+        output = run(canvases).clone()
+        return lambda: output.copy_(run(canvases))
+
+    monkeypatch.setattr(engines, "_BUCKETS", (1, 2, 4))
+    engine = engines.CudaEngine(network, CPU, torch.float32, capture)
+    assert recorded == [1, 2, 4]
+    pixels = canvases(11)
+    with torch.inference_mode():
+        expected = network.tokens(pixels)
+    found = {count: engine(pixels[:count]) for count in (1, 2, 3, 4, 5, 11)}
+    for count, tokens in found.items():
+        assert torch.allclose(tokens, expected[:count], atol=1e-5)
 
 
 def test_rows_are_rounded_to_int8_each_by_its_own_scale() -> None:

@@ -60,11 +60,14 @@ def test_the_clean_copy_is_cut_from_the_image_as_in_service(tmp_path: Path) -> N
     assert torch.equal(torch.stack(clean), select_patches(image, RULE).canvases[0])
 
 
-def test_what_a_step_draws_depends_on_its_number_alone(tmp_path: Path) -> None:
+def test_what_a_step_draws_depends_on_its_number_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [row(tmp_path, f"{i}.png", seed=i) for i in range(3)]
     members = torch.tensor([2, 0, 2])
     first = CanvasSource(rows, RULE, KINDS, HOW).read(members, 5)
-    several = CanvasSource(rows, RULE, KINDS, HOW, workers=3)
+    monkeypatch.setattr("model.training.copies.spare_threads", lambda: 3)
+    several = CanvasSource(rows, RULE, KINDS, HOW)
     several.read(members, 4)
     assert first.shape == (3, 3, 64, 64)
     assert torch.equal(several.read(members, 5), first)

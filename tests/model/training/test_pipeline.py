@@ -73,6 +73,22 @@ def run(folder: Path, options: TrainOptions, name: str = "a", **changes: Any) ->
     return out
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("way", WAYS)
+def test_training_runs_on_a_gpu_in_bfloat16(tmp_path: Path, tower: Path, way: str) -> None:
+    toy_images(tmp_path, 12)
+    out = run(tmp_path, WAYS[way], dtype=torch.bfloat16, accelerator=Accelerator())
+    losses = sorted((tmp_path / "a").rglob("losses.json"))
+    curves = [json.loads(file.read_text()) for file in losses]
+    assert all(np.mean(curve[-5:]) < np.mean(curve[:5]) for curve in curves)
+    detector = Detector.load(out, backbone=tower, device="cuda")
+    rows = read_manifest(tmp_path / "manifest.csv", "train")
+    found = detector.detect([np.array(Image.open(row.path).convert("RGB")) for row in rows])
+    scores = {label: [d.score for d, r in zip(found, rows, strict=True) if r.label == label]
+              for label in (0, 1)}  # fmt: skip
+    assert np.mean(scores[1]) > np.mean(scores[0]) + 0.1
+
+
 def test_left_out_images_are_scored_as_in_service(tmp_path: Path) -> None:
     rule = PatchRule(patch_size=64, canvas_size=64, canvases=3, high_share=1.0, whole=True)
     network = BLOCKS.model_copy(update={"patches": rule, "whole_share": 0.8})

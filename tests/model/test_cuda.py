@@ -1,0 +1,55 @@
+"""What only a GPU can show; skipped where there is none."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.detector import Detector
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@pytest.fixture
+def images() -> list[np.ndarray]:
+    """Of many sizes, smaller and larger than a canvas, more than the largest batch at once."""
+    rng = np.random.default_rng(0)
+    sides = rng.integers(32, 300, (70, 2))
+    return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in sides]
+
+
+def load(checkpoint: Path, tower: Path, device: str, dtype: str = "float32") -> Detector:
+    return Detector.load(
+        checkpoint, backbone=tower, device=device, dtype=dtype, engine="torch", canvases="all"
+    )
+
+
+def test_a_gpu_scores_as_a_cpu_does(
+    checkpoint: Path, tiny_tower: Path, images: list[np.ndarray]
+) -> None:
+    expected = [found.score for found in load(checkpoint, tiny_tower, "cpu").detect(images)]
+    gpu = load(checkpoint, tiny_tower, "cuda")
+    for count in (1, 3, 70):
+        scores = [found.score for found in gpu.detect(images[:count])]
+        # A whole image is resized in floating point there, in fixed point on a CPU.
+        assert scores == pytest.approx(expected[:count], abs=5e-3)
+    half = load(checkpoint, tiny_tower, "cuda", "auto")
+    assert half.dtype == "bfloat16"
+    scores = [found.score for found in half.detect(images)]
+    assert scores == pytest.approx(expected, abs=0.05)
+
+
+def test_images_are_prepared_in_threads_while_others_are_scored(
+    checkpoint: Path, tiny_tower: Path, images: list[np.ndarray]
+) -> None:
+    detector = load(checkpoint, tiny_tower, "cuda")
+    alone = [detector.detect([image])[0].score for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            prepared = pool.map(detector.prepare, images)
+            pending = [detector.submit([item]) for item in prepared]
+            scores = [found.score for of in pending for found in of.result()]
+            assert scores == pytest.approx(alone, abs=1e-4)
+            assert all(of.ready for of in pending)
