@@ -185,6 +185,7 @@ def fit(
     state = _State(run, _fingerprint(labels, weights, options, trained))
     losses = state.load(trained, average, optimiser)
     wrapped, prepared = accelerator.prepare(model, optimiser)
+    average = {name: average[name].to(p.device) for name, p in trained.items()}
     writer = None
     if run is not None and accelerator.is_main_process:
         writer = SummaryWriter(run, purge_step=len(losses))
