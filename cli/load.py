@@ -64,7 +64,10 @@ def unlike(images: Sequence[bytes]) -> Iterator[bytes]:
 
 
 def synthetic(count: int = 8, side: int = 512, seed: int = 0) -> list[bytes]:
-    """Make JPEGs that cost about what photographs cost: soft shapes, edges, uneven texture.
+    """Make JPEGs of soft shapes, edges and uneven texture.
+
+    They take a little longer to decode than photographs, and leave the default checkpoint in doubt
+    after its first look: what they cost is the most that images of their size do.
 
     Args:
         count: images.

@@ -78,9 +78,6 @@ def run(folder: Path, options: TrainOptions, name: str = "a", **changes: Any) ->
 def test_training_runs_on_a_gpu_in_bfloat16(tmp_path: Path, tower: Path, way: str) -> None:
     toy_images(tmp_path, 12)
     out = run(tmp_path, WAYS[way], dtype=torch.bfloat16, accelerator=Accelerator())
-    losses = sorted((tmp_path / "a").rglob("losses.json"))
-    curves = [json.loads(file.read_text()) for file in losses]
-    assert all(np.mean(curve[-5:]) < np.mean(curve[:5]) for curve in curves)
     detector = Detector.load(out, backbone=tower, device="cuda")
     rows = read_manifest(tmp_path / "manifest.csv", "train")
     found = detector.detect([np.array(Image.open(row.path).convert("RGB")) for row in rows])
