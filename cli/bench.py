@@ -32,7 +32,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.1, help="counted, of each load")] = 10.0,
     warmup: Annotated[float, typer.Option(min=0, help="seconds before them")] = 2.0,
     images: Annotated[
-        Path | None, typer.Option(help="folder of JPEGs; by default 512 px ones, all doubtful, are made")
+        Path | None, typer.Option(help="folder of JPEGs; by default doubtful ones of 512 px")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="file for the figures")] = None,
 ) -> None:
