@@ -19,22 +19,22 @@ from dataclasses import dataclass, field
 
 from app.errors import ApiError
 from app.metrics import Metrics
-from model.detector import Detection, Pending, Prepared
+from model.detector import Detection, Doubt, Pending, Prepared
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A detection with what it took.
+    """What the detector made of an image, with what it took.
 
     Attributes:
-        detection: the detector's answer.
+        outcome: the detector's answer, or that another look is needed.
         queue_s: seconds from submission to the start of its forward.
         forward_s: seconds of that forward, for the whole batch.
     """
 
-    detection: Detection
+    outcome: Detection | Doubt
     queue_s: float
     forward_s: float
 
@@ -142,7 +142,7 @@ class Batcher:
         if self._thread.is_alive():
             self._thread.join(self.JOIN_S)
 
-    async def score(self, item: Prepared, deadline: float) -> Scored:
+    async def score(self, item: Prepared, deadline: float, *, next_up: bool = False) -> Scored:
         """Wait for an image's turn.
 
         Cancelling the call takes the image out of the queue.
@@ -150,6 +150,7 @@ class Batcher:
         Args:
             item: the prepared image.
             deadline: `time.monotonic()` after which nobody wants the answer.
+            next_up: its turn comes before that of all who wait, for it has waited once.
 
         Raises:
             ApiError: inference_failed, deadline_exceeded.
@@ -159,7 +160,7 @@ class Batcher:
         with self._changed:
             if not self.alive:
                 raise _failed()
-            self._jobs.append(job)
+            (self._jobs.appendleft if next_up else self._jobs.append)(job)
             self._metrics.queue_depth.set(len(self._jobs))
             self._changed.notify_all()
         return await job.future
@@ -210,7 +211,7 @@ class Batcher:
                             len(self._jobs) >= min(self._max_batch, self._admitted())
                             or not self._open
                         ),
-                        timeout=self._jobs[0].submitted + self._max_wait_s - time.monotonic(),
+                        timeout=self._oldest() + self._max_wait_s - time.monotonic(),
                     )
                 else:
                     while len(self._jobs) < self._max_batch:
@@ -229,6 +230,9 @@ class Batcher:
                 self._metrics.queue_depth.set(len(self._jobs))
             if batch:
                 return batch
+
+    def _oldest(self) -> float:
+        return min(job.submitted for job in self._jobs)
 
     def _start(self, batch: list[_Job]) -> tuple[_Flight | None, bool]:
         """Hand a batch to the device; without a flight, its images were answered otherwise.
@@ -261,15 +265,15 @@ class Batcher:
 
     def _land(self, flight: _Flight) -> None:
         try:
-            detections = flight.pending.result()
+            outcomes = flight.pending.result()
         finally:
             self._starts.remove(flight.start)
         forward = time.monotonic() - flight.start
         self._metrics.stage.labels("forward").observe(forward)
-        for job, detection in zip(flight.batch, detections, strict=True):
+        for job, outcome in zip(flight.batch, outcomes, strict=True):
             queued = flight.start - job.submitted
             self._metrics.stage.labels("queue").observe(queued)
-            job.answer(Scored(detection, queued, forward))
+            job.answer(Scored(outcome, queued, forward))
 
     def _isolate(self, batch: list[_Job], error: Exception) -> bool:
         """Answer a batch that failed; returns whether the device still works."""

@@ -3,6 +3,8 @@
 A detail is written for the client by hand: exception texts, paths and inputs are never echoed.
 """
 
+import logging
+import traceback
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -92,3 +94,9 @@ def from_status(status: int, headers: Mapping[str, str] | None = None) -> ApiErr
     """Translate what the framework itself raises, by status."""
     code, detail = _BY_STATUS.get(status, ("internal_error", "The request could not be handled."))
     return ApiError(code, detail, headers=headers)
+
+
+def log_unexpected(log: logging.Logger, error: Exception, identifier: str) -> None:
+    """Log a bug by its type alone: its message may quote the request."""
+    log.error("unexpected %s, request %s", type(error).__name__, identifier)
+    log.debug("%s", "".join(traceback.format_tb(error.__traceback__)))

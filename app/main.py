@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -148,4 +149,9 @@ def serve(settings: Settings, load: Loader = load_detector) -> int:
     app = create_app(settings, load)
     server = make_server(app, settings)
     server.run()
-    return 1 if app.state.service.state is State.FAILED or not server.started else 0
+    service: Service = app.state.service
+    status = 1 if service.state is State.FAILED or not server.started else 0
+    if service.decoding:  # nobody waits for it, but the interpreter's own end would
+        logging.shutdown()
+        os._exit(status)
+    return status

@@ -4,13 +4,12 @@ import asyncio
 import logging
 import re
 import time
-import traceback
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ApiError
+from app.errors import ApiError, log_unexpected
 from app.metrics import Metrics
 
 log = logging.getLogger("nsnet.access")
@@ -59,9 +58,8 @@ class Observe:
                 refusal = ApiError("draining", "The server stopped first.", retry_after=1)
                 await refusal.response(request_id)(scope, receive, observed)
         except Exception as error:  # noqa: BLE001  (a bug: the client gets a problem all the same)
-            # The type alone: a message may quote the request.
-            log.error("unexpected %s, request %s", type(error).__name__, request_id)  # noqa: TRY400
-            log.debug("%s", "".join(traceback.format_tb(error.__traceback__)))
+            self.metrics.rejected.labels("internal_error").inc()
+            log_unexpected(log, error, request_id)
             if status == 0:
                 answer = ApiError("internal_error", "The request could not be handled.")
                 await answer.response(request_id)(scope, receive, observed)

@@ -5,11 +5,12 @@ import functools
 import gc
 import hashlib
 import logging
+import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
@@ -18,13 +19,21 @@ import torch
 from app.batching import Batcher
 from app.cache import ResultCache
 from app.decoding import Decoded, decode
-from app.errors import ApiError
+from app.errors import ApiError, log_unexpected
 from app.limits import Admission, ApiKeys, RateLimiter
 from app.metrics import Metrics
 from app.schemas import DetectionOut, ImageOut, ModelOut, ThresholdsOut, TimingsOut
 from app.settings import Settings
 from app.uploads import Upload
-from model.detector import Detector, ImageTooSmallError, ModelError, Prepared, Thresholds
+from model.detector import (
+    Detection,
+    Detector,
+    Doubt,
+    ImageTooSmallError,
+    ModelError,
+    Prepared,
+    Thresholds,
+)
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +99,9 @@ class Service:
         load: gives the detector; runs in a thread while probes are already answered.
     """
 
+    # What is decoded at the end answers nobody any more: its thread may be left behind.
+    JOIN_S = 2.0
+
     def __init__(self, settings: Settings, load: Loader) -> None:
         self.settings = settings
         self.metrics = Metrics()
@@ -104,6 +116,7 @@ class Service:
         self._results: ResultCache[_Result] = ResultCache(
             settings.cache_size, settings.cache_ttl_s, self.metrics
         )
+        self._decoding: list[float] = []  # starts of what the pool is at
         # One thread each for its own torch operations: cores are for the forward pass.
         self._pool = ThreadPoolExecutor(
             settings.decoders(), "decode", initializer=_use_threads, initargs=(1,)
@@ -124,8 +137,7 @@ class Service:
                 self.metrics,
                 max_batch=self.settings.max_batch,
                 max_wait_s=self.settings.max_wait_ms / 1000,
-                # Twice the deadline after which nobody waits for it, and some for a slow disk.
-                stuck_after_s=2 * self.settings.deadline_s + 30,
+                stuck_after_s=self._stuck_after_s,
             )
         except ModelError as error:
             log.error("the model cannot be loaded: %s", error)  # noqa: TRY400  (one clear line)
@@ -167,17 +179,31 @@ class Service:
             self.state = State.DRAINING
 
     def stop(self) -> None:
-        """End the threads; waits for what they hold."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the threads; waits for what they hold, up to `JOIN_S`."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        end = time.monotonic() + self.JOIN_S
+        while self.decoding and time.monotonic() < end:
+            time.sleep(0.01)
         if self._batcher:
             self._batcher.stop()
 
     @property
+    def decoding(self) -> bool:
+        """Whether a thread of the pool is at work; after `stop`, one that nothing will end."""
+        return bool(self._decoding)
+
+    @property
     def alive(self) -> bool:
-        """Whether a restart is not needed: loading, or the device thread gets on."""
+        """Whether a restart is not needed: loading, or device and decoders get on."""
         if self._batcher is None:
             return self.state is not State.FAILED
-        return self._batcher.alive
+        oldest = min(list(self._decoding), default=math.inf)
+        return self._batcher.alive and time.monotonic() - oldest < self._stuck_after_s
+
+    @property
+    def _stuck_after_s(self) -> float:
+        # Twice the deadline after which nobody waits for it, and some for a slow disk.
+        return 2 * self.settings.deadline_s + 30
 
     @property
     def detector(self) -> Detector:
@@ -224,11 +250,16 @@ class Service:
         except ApiError:
             outcome = "error"
             raise
+        except Exception as error:  # noqa: BLE001  (a bug, but this image's alone)
+            outcome = "error"
+            log_unexpected(log, error, identifier)
+            raise ApiError("internal_error", "The image could not be handled.") from None
         else:
             self.metrics.predictions.labels(answer.verdict.value).inc()
             self.metrics.score.observe(answer.score)
             return answer
         finally:
+            upload.discard()
             self.metrics.images.labels(outcome).inc()
             self.admission.answered()
 
@@ -237,23 +268,18 @@ class Service:
     ) -> DetectionOut:
         detector = self.detector
         loop = asyncio.get_running_loop()
-        digest, found = await loop.run_in_executor(self._pool, self._begin, upload)
+        begin = functools.partial(self._begin, upload, thorough=threshold is not None)
+        digest, found = await loop.run_in_executor(self._pool, begin)
         if isinstance(found, _Result):
             result = found
             timings = TimingsOut(decode=0, patches=0, queue=0, inference=0)
         else:
-            assert self._batcher is not None  # noqa: S101  (there is a detector, so there is one)
-            scored = await self._batcher.score(found.item, deadline)
+            detection, timings = await self._score(found, deadline)
             result = _Result(
-                scored.detection.score,
-                (*found.image.warnings, *scored.detection.warnings),
+                detection.score, (*found.image.warnings, *detection.warnings),
                 found.image.format, found.image.width, found.image.height,
             )  # fmt: skip
-            timings = TimingsOut(
-                decode=_ms(found.decode_s), patches=_ms(found.patches_s),
-                queue=_ms(scored.queue_s), inference=_ms(scored.forward_s),
-            )  # fmt: skip
-            self._results.keep(self._key(digest), result)
+            self._results.keep(self._key(digest, thorough=threshold is not None), result)
         cuts = detector.thresholds
         if threshold is not None:
             cuts = Thresholds(real_below=threshold, ai_above=threshold)
@@ -271,30 +297,72 @@ class Service:
             timings_ms=timings,
         )
 
+    async def _score(self, image: _Prepared, deadline: float) -> tuple[Detection, TimingsOut]:
+        """Its turn in a batch, and where that leaves doubt another look and another turn."""
+        assert self._batcher is not None  # noqa: S101  (there is a detector, so there is one)
+        scored = await self._batcher.score(image.item, deadline)
+        patches, queue, forward = image.patches_s, scored.queue_s, scored.forward_s
+        while isinstance(scored.outcome, Doubt):
+            loop = asyncio.get_running_loop()
+            look = functools.partial(self._look, scored.outcome)
+            item, took = await loop.run_in_executor(self._pool, look)
+            scored = await self._batcher.score(item, deadline, next_up=True)
+            patches, queue = patches + took, queue + scored.queue_s
+            forward += scored.forward_s
+        timings = TimingsOut(
+            decode=_ms(image.decode_s), patches=_ms(patches), queue=_ms(queue),
+            inference=_ms(forward),
+        )  # fmt: skip
+        return scored.outcome, timings
+
+    def _look(self, doubt: Doubt) -> tuple[Prepared, float]:
+        """The image's other canvases, and the seconds it took to choose them; runs in the pool."""
+        with self._at_work() as start:
+            item = doubt.look()
+            took = time.monotonic() - start
+        self.metrics.stage.labels("patches").observe(took)
+        return item, took
+
     def model(self) -> ModelOut:
         """Which model answers."""
         d = self.detector
         return ModelOut(name=d.name, version=d.version, sha256=d.sha256)
 
-    def _begin(self, upload: Upload) -> tuple[str, _Result | _Prepared]:
+    def _begin(self, upload: Upload, *, thorough: bool) -> tuple[str, _Result | _Prepared]:
         """The file's sha256, and its result if that is kept, else its image; runs in the pool."""
-        data = upload.take()
-        digest = hashlib.sha256(data).hexdigest()
-        return digest, self._results.find(self._key(digest)) or self._prepare(data)
+        with self._at_work():
+            data = upload.take()
+            digest = hashlib.sha256(data).hexdigest()
+            kept = self._results.find(self._key(digest, thorough=thorough))
+            return digest, kept or self._prepare(data, thorough=thorough)
 
-    def _key(self, digest: str) -> tuple[str, ...]:
-        # No option of a request changes the score: thresholds are applied to what is kept.
+    @contextmanager
+    def _at_work(self) -> Iterator[float]:
+        """Keep a thread of the pool in sight: one that hangs is for `alive` to tell."""
+        start = time.monotonic()
+        self._decoding.append(start)
+        try:
+            yield start
+        finally:
+            self._decoding.remove(start)
+
+    def _key(self, digest: str, *, thorough: bool) -> tuple[str, ...]:
+        # No other option of a request changes the score: thresholds are applied to what is kept.
         detector = self.detector
-        return digest, detector.sha256, detector.dtype, detector.canvases
+        return digest, detector.sha256, detector.dtype, "all" if thorough else detector.canvases
 
-    def _prepare(self, data: bytes) -> _Prepared:
-        """Decode and select patches."""
+    def _prepare(self, data: bytes, *, thorough: bool) -> _Prepared:
+        """Decode and select patches.
+
+        What the first look settles is settled for the checkpoint's cuts. A cut of the client's own
+        needs all that there is to see (`thorough`), or it could accuse by a glance.
+        """
         detector = self.detector
         start = time.monotonic()
         image = decode(data, self.settings, min_side=detector.min_side)
         decoded = time.monotonic()
         try:
-            item = detector.prepare(image.pixels)
+            item = detector.prepare(image.pixels, thorough=thorough)
         except ImageTooSmallError as error:  # the header's check makes this unreachable but for
             raise ApiError(  # images whose header lied about their size
                 "image_too_small", f"Both sides must have {error.min_side} pixels or more."

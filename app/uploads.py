@@ -40,8 +40,13 @@ class Upload:
         """The whole file, once: it is not kept here any longer."""
         self._close_chunk()
         data = b"".join(self._chunks)  # without the GIL where it is long
-        self._chunks.clear()
+        self.discard()
         return data
+
+    def discard(self) -> None:
+        """Let go of the file: whoever waits for a decoder, or has given up, may hold this still."""
+        self._chunks = []
+        self._gathered = bytearray()
 
     def _close_chunk(self) -> None:
         if self._gathered:
@@ -164,9 +169,9 @@ async def _parse(request: Request, stream: AsyncGenerator[bytes, None], most: in
         form = await parser.parse()
     except ClientDisconnect:
         raise ApiError("bad_request", "The body ended early.") from None
-    except MultiPartException as error:
+    except (MultiPartException, UnicodeError) as error:  # a declared charset may be any codec
         # The parser's own message is the only sign of which limit was hit.
-        if error.message.startswith("Too many files"):
+        if isinstance(error, MultiPartException) and error.message.startswith("Too many files"):
             raise _too_many(most) from None
         raise ApiError("malformed_multipart", "The multipart body breaks RFC 7578.") from None
     files = sum(isinstance(part, UploadFile) for _, part in form.multi_items())

@@ -32,6 +32,7 @@ from model.patches import (
 __all__ = [
     "Detection",
     "Detector",
+    "Doubt",
     "ImageTooSmallError",
     "ModelError",
     "Pending",
@@ -56,11 +57,13 @@ class Prepared:
         warnings: machine-readable notes, e.g. `few_patches`.
         others: selects further canvases, uint8 [L, 3, S, S], for where these leave doubt; None
             where there are no others.
+        seen: logits of the image's canvases that were scored before these.
     """
 
     canvases: Tensor
     warnings: tuple[str, ...]
     others: Callable[[], Tensor] | None = None
+    seen: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,25 @@ class Detection:
         score: calibrated probability that the image is AI-generated, 0..1.
         verdict: by the checkpoint's thresholds.
         warnings: those of `Prepared`.
+        logit: the network's output, before calibration.
     """
 
     score: float
     verdict: Verdict
     warnings: tuple[str, ...]
+    logit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """An image that the canvases scored so far do not settle.
+
+    Attributes:
+        look: prepares its other canvases, which are scored like any image's, and settle it. Takes
+            a few milliseconds of a core; may run in any thread.
+    """
+
+    look: Callable[[], Prepared]
 
 
 class InferenceError(ModelError):
@@ -88,14 +105,14 @@ class Pending:
     Args:
         logits: float32 [n], of the canvases; on a GPU in pinned memory, still being written to.
         copied: marks the end of that.
-        finish: turns them into detections.
+        finish: turns them into results.
     """
 
     def __init__(
         self,
         logits: Tensor,
         copied: torch.cuda.Event | None,
-        finish: Callable[[list[float]], list[Detection]],
+        finish: Callable[[list[float]], list[Detection | Doubt]],
     ) -> None:
         self._logits = logits
         self._copied = copied
@@ -103,11 +120,11 @@ class Pending:
 
     @property
     def ready(self) -> bool:
-        """Whether `result` would not wait for `submit`'s forward."""
+        """Whether `result` would not wait."""
         return self._copied is None or self._copied.query()  # type: ignore[no-untyped-call]
 
-    def result(self) -> list[Detection]:
-        """Wait for the device, and look again at the images that are still in doubt.
+    def result(self) -> list[Detection | Doubt]:
+        """Wait for the device.
 
         Raises:
             InferenceError: a score is not finite.
@@ -210,9 +227,9 @@ class Detector:
         if blank.others is not None:
             blank.others()
         for count in images:
-            self.logits([blank] * count)
+            self.predict([blank] * count)
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> Prepared:
+    def prepare(self, pixels: NDArray[np.uint8], *, thorough: bool = False) -> Prepared:
         """Cut one image into the canvases that the network looks at.
 
         What is returned takes the memory of `PatchRule.candidates` canvases and one at most: a
@@ -220,6 +237,8 @@ class Detector:
 
         Args:
             pixels: uint8 [H, W, 3], sRGB.
+            thorough: all canvases at once, whatever `canvases` says: for other cuts than the
+                checkpoint's, which alone `settled` knows.
 
         Raises:
             ImageTooSmallError: a side is below `min_side`.
@@ -232,15 +251,13 @@ class Detector:
             if stream is not None:
                 image = image.pin_memory().to(self.device, non_blocking=True)
             images = image.permute(2, 0, 1).unsqueeze(0)
-            if self.canvases == "adaptive" and rule.whole and rule.canvases > 1:
+            if self.canvases == "adaptive" and not thorough and rule.whole and rule.canvases > 1:
                 selection = whole_image(images, rule)
                 large = images.numel() > rule.candidates * selection.canvases.numel()
                 kept = cut_candidates(images, rule) if large else images
                 others = functools.partial(_windows, kept, rule)
             else:
                 selection = select_patches(images, rule)
-            if stream is not None:  # only this thread waits: the forward goes on meanwhile
-                stream.synchronize()
         warnings = ("few_patches",) if selection.sparse else ()
         return Prepared(selection.canvases[0], warnings, others)
 
@@ -259,29 +276,20 @@ class Detector:
             logits = host.copy_(logits, non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
-        return Pending(logits, copied, functools.partial(self._detections, batch))
+        return Pending(logits, copied, functools.partial(self._results, batch))
 
     def predict(self, batch: Sequence[Prepared]) -> list[Detection]:
-        """Score prepared images and wait for them.
+        """Score prepared images, those in doubt by all of their canvases, and wait for them.
 
         Raises:
             InferenceError: a score is not finite.
         """
-        return self.submit(batch).result() if batch else []
-
-    def logits(self, batch: Sequence[Prepared]) -> list[float]:
-        """The network's output before calibration, for evaluation and for another calibration.
-
-        Args:
-            batch: at least one prepared image.
-
-        Returns:
-            One for each image, finite.
-
-        Raises:
-            InferenceError: a logit is not finite.
-        """
-        return self._combined(batch, self._forward([item.canvases for item in batch]).tolist())
+        found = self.submit(batch).result() if batch else []
+        settled = [of for of in found if isinstance(of, Detection)]
+        if len(settled) == len(found):
+            return settled
+        again = iter(self.predict([of.look() for of in found if isinstance(of, Doubt)]))
+        return [of if isinstance(of, Detection) else next(again) for of in found]
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detection]:
         """`prepare` and `predict` together."""
@@ -300,28 +308,6 @@ class Detector:
         """Logits of all canvases of images: uint8 [k, 3, S, S] each -> float32 [sum of k]."""
         return self._model.logits(self._engine(torch.cat(list(images))))
 
-    def _combined(self, batch: Sequence[Prepared], logits: list[float]) -> list[float]:
-        """Logits of images from those of their canvases, after a second look where it is needed.
-
-        Plain numbers: each of torch's operations on a few takes 0.1 ms after a forward.
-        """
-        combine = self._model.config.combine
-        first = _split(logits, [item.canvases for item in batch])
-        found = [combine(of) for of in first]
-        doubtful = [
-            (i, item.others())
-            for i, item in enumerate(batch)
-            if item.others is not None and not self.settled(found[i])
-        ]
-        if doubtful:
-            others = [canvases for _, canvases in doubtful]
-            more = _split(self._forward(others).tolist(), others)
-            for (i, _), then in zip(doubtful, more, strict=True):
-                found[i] = combine([*first[i], *then])
-        if not all(map(math.isfinite, found)):
-            raise InferenceError("the network's output is not finite")
-        return found
-
     def settled(self, logit: float) -> bool:
         """Whether the whole image is enough, by its logit.
 
@@ -333,18 +319,30 @@ class Detector:
         real, ai = self._cut_odds
         return odds < ai - ACCUSING_MARGIN and abs(odds - real) > CLEARING_MARGIN
 
-    def _detections(self, batch: Sequence[Prepared], logits: list[float]) -> list[Detection]:
-        scores = [self._calibration.score(logit) for logit in self._combined(batch, logits)]
-        return [
-            Detection(score, self.thresholds.verdict(score), item.warnings)
-            for score, item in zip(scores, batch, strict=True)
-        ]
+    def _results(self, batch: Sequence[Prepared], logits: list[float]) -> list[Detection | Doubt]:
+        """Those of images, from the logits of their canvases.
 
+        Plain numbers: each of torch's operations on a few takes 0.1 ms after a forward.
+        """
+        values = iter(logits)
+        found: list[Detection | Doubt] = []
+        for item in batch:
+            seen = (*item.seen, *itertools.islice(values, len(item.canvases)))
+            logit = self._model.config.combine(seen)
+            if not math.isfinite(logit):
+                raise InferenceError("the network's output is not finite")
+            if item.others is not None and not self.settled(logit):
+                found.append(Doubt(functools.partial(self._look, item, seen)))
+                continue
+            score = self._calibration.score(logit)
+            verdict = self.thresholds.verdict(score)
+            found.append(Detection(score, verdict, item.warnings, logit))
+        return found
 
-def _split(logits: list[float], images: Sequence[Tensor]) -> list[list[float]]:
-    """Those of each image: as many as it has canvases."""
-    values = iter(logits)
-    return [list(itertools.islice(values, len(canvases))) for canvases in images]
+    def _look(self, item: Prepared, seen: tuple[float, ...]) -> Prepared:
+        assert item.others is not None  # noqa: S101  (else there was no doubt)
+        with _side_stream(self.device):
+            return Prepared(item.others(), item.warnings, seen=seen)
 
 
 def _windows(kept: Tensor | Candidates, rule: PatchRule) -> Tensor:
@@ -355,13 +353,14 @@ def _windows(kept: Tensor | Candidates, rule: PatchRule) -> Tensor:
 
 @contextlib.contextmanager
 def _side_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
-    """On a GPU, a stream beside the forward's; elsewhere nothing."""
+    """On a GPU, a stream beside the forward's, done in the end; elsewhere nothing."""
     if device.type != "cuda":
         yield None
         return
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         yield stream
+        stream.synchronize()  # only this thread waits: the forward goes on meanwhile
 
 
 def place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:

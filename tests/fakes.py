@@ -9,18 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.detector import Detection, Detector, ModelError, Prepared, Thresholds
+from model.detector import Detection, Detector, Doubt, ModelError, Prepared, Thresholds
 
 POISON = 13  # an image of this grey makes its batch fail
 SLOW = 77  # an image of this grey takes SLOW_S
 SLOW_S = 1.0
 HANG = 99  # an image of this grey is never answered
+STUCK = 98  # an image of this grey never leaves its decoder
+DOUBTFUL = 55  # an image of this grey needs a second look, which finds SETTLED
+SETTLED = 200
+SPOILT = 56  # a second look at an image of this grey finds POISON
 
 
 class FakePending:
     """`Pending`, of a device that is done once the gate is open."""
 
-    def __init__(self, gate: threading.Event | None, result: Callable[[], list[Detection]]) -> None:
+    def __init__(
+        self, gate: threading.Event | None, result: Callable[[], "list[Detection | Doubt]"]
+    ) -> None:
         self._gate = gate
         self._result = result
 
@@ -28,7 +34,7 @@ class FakePending:
     def ready(self) -> bool:
         return self._gate is None or self._gate.is_set()
 
-    def result(self) -> list[Detection]:
+    def result(self) -> "list[Detection | Doubt]":
         if self._gate is not None:
             self._gate.wait(20)
         return self._result()
@@ -76,9 +82,11 @@ class FakeDetector:
         if self.broken:
             raise RuntimeError("device lost")
 
-    def prepare(self, pixels: np.ndarray) -> Prepared:
+    def prepare(self, pixels: np.ndarray, *, thorough: bool = False) -> Prepared:
         if self.prepare_s:
             time.sleep(self.prepare_s)
+        if round(pixels.mean()) == STUCK:
+            threading.Event().wait()
         grey = torch.tensor([[[[float(pixels.mean())]]]])
         return Prepared(grey, ())
 
@@ -96,11 +104,11 @@ class FakeDetector:
         found = self._score(batch)
         return FakePending(None, lambda: found)
 
-    def _land(self, batch: Sequence[Prepared]) -> list[Detection]:
+    def _land(self, batch: Sequence[Prepared]) -> list[Detection | Doubt]:
         self._under_way -= 1
         return self._score(batch)
 
-    def _score(self, batch: Sequence[Prepared]) -> list[Detection]:
+    def _score(self, batch: Sequence[Prepared]) -> list[Detection | Doubt]:
         self.threads = torch.get_num_threads()
         values = [float(item.canvases.mean()) for item in batch]
         if self.broken or any(round(v) == POISON for v in values):
@@ -109,7 +117,14 @@ class FakeDetector:
             threading.Event().wait()
         if any(round(v) == SLOW for v in values):
             time.sleep(SLOW_S)
-        return [Detection(v / 255, self.thresholds.verdict(v / 255), ()) for v in values]
+        return [self._result(value) for value in values]
+
+    def _result(self, value: float) -> Detection | Doubt:
+        second = {DOUBTFUL: SETTLED, SPOILT: POISON}.get(round(value))
+        if second is not None:
+            return Doubt(lambda: Prepared(torch.full((1, 1, 1, 1), float(second)), ()))
+        score = value / 255
+        return Detection(score, self.thresholds.verdict(score), (), 0.0)
 
 
 def load_fake(_: Any) -> Detector:

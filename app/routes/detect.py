@@ -55,7 +55,13 @@ def _form(field: dict[str, Any]) -> dict[str, Any]:
 
 Threshold = Annotated[
     float | None,
-    Query(ge=0, le=1, allow_inf_nan=False, description="one cut instead of the model's two"),
+    Query(
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="one cut instead of the model's two; every part of the image that the model "
+        "can look at is looked at, where its own cuts may need less",
+    ),
 ]
 
 
@@ -125,16 +131,22 @@ async def detect_batch(request: Request, threshold: Threshold = None) -> Respons
         )
         for index, upload in enumerate(uploads)
     ]
-    everything = asyncio.gather(*work)
+    # Done when all of them are, also where one was cancelled: their places are taken until then.
+    everything = asyncio.gather(*work, return_exceptions=True)
     # Not a `with`: a streamed answer outlives this function.
     everything.add_done_callback(lambda _: places.close())
-    if request.headers.get("accept", "").partition(";")[0].strip() in _NDJSON_NAMES:
+    if _wants_lines(request):
         return StreamingResponse(_stream(request, service, work), media_type=NDJSON)
-    results = await _while_connected(request, everything)
-    if results is None:
+    if await _while_connected(request, everything) is None:
         return _gone()
+    results = [task.result() for task in work]
     body = BatchOut(model=service.model(), results=results, summary=_summary(results))
     return JSONResponse(body.model_dump(mode="json"))
+
+
+def _wants_lines(request: Request) -> bool:
+    named = request.headers.get("accept", "").lower().split(",")
+    return any(part.partition(";")[0].strip() in _NDJSON_NAMES for part in named)
 
 
 def _begin(request: Request) -> tuple[Service, float]:

@@ -95,10 +95,10 @@ def evaluate(
 
     def flush() -> None:
         batch, pending[:] = pending[:_BATCH], pending[_BATCH:]
-        found = detector.logits([prepared for _, _, prepared in batch])
-        for (name, row, _), logit in zip(batch, found, strict=True):
+        found = detector.predict([prepared for _, _, prepared in batch])
+        for (name, row, _), detection in zip(batch, found, strict=True):
             placed[name].append(row)
-            logits[name].append(logit)
+            logits[name].append(detection.logit)
 
     torch.get_num_threads()  # this thread's own number is settled before the others get theirs
     found = ahead(copies, rows, _AHEAD, spare_threads(), one_thread)

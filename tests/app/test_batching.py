@@ -10,8 +10,8 @@ import torch
 from app.batching import Batcher, Scored
 from app.errors import ApiError
 from app.metrics import Metrics
-from model.detector import Prepared
-from tests.fakes import POISON, FakeDetector
+from model.detector import Detection, Doubt, Prepared
+from tests.fakes import DOUBTFUL, POISON, SETTLED, FakeDetector
 from tests.server.conftest import eventually
 
 Start = Callable[..., Batcher]
@@ -55,11 +55,15 @@ def ask(batcher: Batcher, greys: Iterable[float]) -> list[asyncio.Future[Scored]
     return [asyncio.ensure_future(batcher.score(item(grey), later())) for grey in greys]
 
 
+def number(outcome: Detection | Doubt) -> int | str:
+    return "doubt" if isinstance(outcome, Doubt) else round(outcome.score * 255)
+
+
 async def codes(calls: list[Any]) -> list[Any]:
     """Scores as numbers, errors as codes."""
     found = await asyncio.gather(*calls, return_exceptions=True)
     return [
-        round(f.detection.score * 255) if isinstance(f, Scored)
+        number(f.outcome) if isinstance(f, Scored)
         else f.code if isinstance(f, ApiError) else f
         for f in found
     ]  # fmt: skip
@@ -109,6 +113,35 @@ def test_an_image_waits_for_others_only_while_some_are_on_their_way(
 
     asyncio.run(asyncio.wait_for(run(), 10))
     assert fake.batches == [2, 1]
+
+
+def test_a_second_look_does_not_wait_behind_all_the_others(
+    start: Start, fake: FakeDetector
+) -> None:
+    async def run() -> None:
+        batcher = start(max_batch=2, max_wait_s=0.01)
+        first = await batcher.score(item(DOUBTFUL), later())
+        assert isinstance(first.outcome, Doubt)
+        fake.gate.clear()
+        fake.entered.clear()
+        done: list[int | str] = []
+
+        async def ask(prepared: Prepared, *, next_up: bool = False) -> None:
+            found = await batcher.score(prepared, later(), next_up=next_up)
+            done.append(number(found.outcome))
+
+        calls = [asyncio.ensure_future(ask(item(20)))]
+        await asyncio.to_thread(fake.entered.wait, 5)  # the device is busy
+        calls += [asyncio.ensure_future(ask(item(grey))) for grey in (21, 22, 23)]
+        await asyncio.sleep(0)  # they are in the queue
+        calls.append(asyncio.ensure_future(ask(first.outcome.look(), next_up=True)))
+        await asyncio.sleep(0)
+        fake.gate.set()
+        await asyncio.gather(*calls)
+        assert done == [20, SETTLED, 21, 22, 23]
+
+    asyncio.run(run())
+    assert fake.batches == [1, 1, 2, 2]
 
 
 def test_a_poison_image_fails_alone(start: Start, fake: FakeDetector) -> None:

@@ -85,7 +85,7 @@ def telling(network: NSNet, metadata: Metadata, checkpoint: Path, tiny_tower: Pa
 
     detector = Detector.load(checkpoint, backbone=tiny_tower, dtype="float32")
     dark, bright = (np.full((100, 120, 3), v, np.uint8) for v in (30, 220))
-    low, high = detector.logits([detector.prepare(dark), detector.prepare(bright)])
+    low, high = (found.logit for found in detector.detect([dark, bright]))
     assert low != high
     if low > high:
         with torch.no_grad():

@@ -50,6 +50,6 @@ def test_images_are_prepared_in_threads_while_others_are_scored(
         for _ in range(5):
             prepared = pool.map(detector.prepare, images)
             pending = [detector.submit([item]) for item in prepared]
-            scores = [found.score for of in pending for found in of.result()]
+            scores = [found.score for of in pending for found in of.result()]  # type: ignore[union-attr]
             assert scores == pytest.approx(alone, abs=1e-4)
             assert all(of.ready for of in pending)

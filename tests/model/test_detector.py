@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.detector import (
+    Detection,
     Detector,
+    Doubt,
     ImageTooSmallError,
     ModelError,
     Prepared,
@@ -146,6 +148,23 @@ def test_other_canvases_are_looked_at_where_the_first_leaves_doubt(
     assert both != pytest.approx(first, abs=1e-6)
     expected = both if looks_at == "all" else first
     assert [d.score for d in adaptive.detect(images)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_in_doubt_is_scored_by_all_of_its_canvases_in_the_end(
+    checkpoint: Path, tiny_tower: Path
+) -> None:
+    cuts = {"real_below": 0.0001, "ai_above": 0.0002}  # nothing is settled
+    rewrite(checkpoint, metadata=lambda m: m["thresholds"].update(cuts))
+    rewrite(checkpoint, metadata=whole_and_window)
+    detector = load(checkpoint, tiny_tower, "adaptive")
+    images = [photo(200, 300), photo(40, 40)]
+    doubts = detector.submit([detector.prepare(image) for image in images]).result()
+    looks = [doubt.look() for doubt in doubts if isinstance(doubt, Doubt)]
+    assert [len(look.seen) for look in looks] == [1, 1]
+    assert [look.canvases.shape for look in looks] == [(1, 3, 64, 64)] * 2
+    found = detector.submit(looks).result()
+    assert found == detector.detect(images)
+    assert [of.warnings for of in found if isinstance(of, Detection)] == [(), ("few_patches",)]
 
 
 def test_a_window_is_chosen_only_once_it_is_looked_at(

@@ -6,9 +6,12 @@ import tempfile
 import threading
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
+from model.detector import Prepared
+from tests.fakes import DOUBTFUL, SETTLED, SPOILT
 from tests.images import encoded, jpeg
 from tests.server.conftest import Running, eventually, running
 
@@ -178,6 +181,42 @@ def test_a_result_is_cached_by_content_and_thresholds_are_not() -> None:
         assert again["image"] == first["image"]
         assert len(server.fake.batches) == 2
         assert server.metric('nsnet_cache_requests_total{result="hit"}') == 1
+
+
+def test_a_cut_of_the_clients_own_is_judged_by_all_of_the_image(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a first look settles for the model's cuts is not settled for another."""
+    asked = []
+    prepare = server.fake.prepare
+
+    def recorded(pixels: np.ndarray, *, thorough: bool = False) -> Prepared:
+        asked.append(thorough)
+        return prepare(pixels, thorough=thorough)
+
+    monkeypatch.setattr(server.fake, "prepare", recorded)
+    for params in ({}, {"threshold": 0.5}):
+        httpx.post(f"{server.url}/detect", params=params, files={"file": grey(128)})
+    assert asked == [False, True]
+
+
+def test_a_doubtful_image_is_looked_at_twice_and_answered_once(server: Running) -> None:
+    with server.client() as client:
+        doubtful, settled, spoilt = client.post(
+            "/detect/batch", files=[("files", grey(v)) for v in (DOUBTFUL, 128, SPOILT)]
+        ).json()["results"]
+        text = client.get("/metrics").text
+    assert doubtful["result"]["score"] == pytest.approx(SETTLED / 255)
+    assert settled["result"]["score"] == pytest.approx(128 / 255)
+    assert spoilt["error"]["code"] == "inference_failed"
+    for line in (
+        'nsnet_images_total{outcome="ok"} 2.0',
+        'nsnet_images_total{outcome="error"} 1.0',
+        'nsnet_stage_duration_seconds_count{stage="decode"} 3.0',
+        'nsnet_stage_duration_seconds_count{stage="patches"} 5.0',
+        "nsnet_inflight_images 0.0",
+    ):
+        assert line in text
 
 
 def test_without_a_cache_every_upload_is_scored(server: Running) -> None:

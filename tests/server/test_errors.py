@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -9,9 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
-from tests.fakes import HANG, POISON
+from app.uploads import Upload
+from model.detector import Prepared
+from tests.fakes import HANG, POISON, STUCK
 from tests.images import jpeg, png_header
 from tests.server.conftest import Process, Running, eventually, running
 from tests.server.test_detect import grey
@@ -374,6 +378,91 @@ def test_a_hung_device_does_not_hold_up_the_end(process: Callable[..., Process])
     problem(answers[0], 503, "draining")
     assert server.exit_status(20) == 0
     assert "Traceback" not in "".join(server.log)
+
+
+def test_a_decoder_that_hangs_fails_liveness_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All decoders were stuck in hostile files, and the probes said that all is well."""
+    monkeypatch.setattr("app.service.Service._stuck_after_s", 1.0)
+    stuck = threading.Event()
+    with running(deadline_s=0.3) as server, server.client() as client:
+        monkeypatch.setattr(server.fake, "prepare", lambda *_, **__: stuck.wait(20))
+        problem(client.post("/detect", files={"file": grey(20)}), 504, "deadline_exceeded")
+        assert client.get("/livez").status_code == 200
+        eventually(lambda: client.get("/livez").status_code == 503)
+        assert client.get("/readyz").status_code == 503
+        stuck.set()
+        eventually(lambda: client.get("/livez").status_code == 200)
+
+
+def test_a_hung_decoder_does_not_hold_up_the_end(process: Callable[..., Process]) -> None:
+    server = process(NSNET_DRAIN_TIMEOUT_S="1", NSNET_DEADLINE_S="0.5")
+    url = server.ready()
+    answer = httpx.post(f"{url}/detect", files={"file": grey(STUCK)}, timeout=30)
+    problem(answer, 504, "deadline_exceeded")
+    server.terminate()
+    assert server.exit_status(20) == 0
+    assert "Application shutdown complete" in "".join(server.log)
+
+
+def test_what_nobody_waits_for_is_let_go_behind_busy_decoders() -> None:
+    """Abandoned uploads piled up in the decoders' queue, their places long free."""
+    stuck = threading.Event()
+    with running(deadline_s=0.3, decode_workers=1) as server, server.client() as client:
+        server.fake.prepare = lambda *_, **__: stuck.wait(20)  # type: ignore[method-assign]
+        held: list[Upload] = []
+        take = Upload.discard
+
+        def discard(upload: Upload) -> None:
+            take(upload)
+            held.append(upload)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Upload, "discard", discard)
+            for _ in range(3):
+                problem(client.post("/detect", files={"file": grey(20)}), 504, "deadline_exceeded")
+            eventually(lambda: server.service.admission.taken == 0)
+        assert [upload.take() for upload in held] == [b""] * len(held)
+        assert len({id(upload) for upload in held}) == 3
+        stuck.set()
+
+
+def test_a_bug_in_one_image_is_that_images_alone(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batch was answered 500 at once, and the others went on without their places."""
+    whole = server.fake.prepare
+
+    def prepare(pixels: np.ndarray, *, thorough: bool = False) -> Prepared:
+        if round(pixels.mean()) == 70:
+            raise RuntimeError("this text must never reach a client")
+        return whole(pixels, thorough=thorough)
+
+    monkeypatch.setattr(server.fake, "prepare", prepare)
+    files = [("files", grey(value)) for value in (20, 70, 30)]
+    with server.client() as client:
+        problem(client.post("/detect", files={"file": grey(70)}), 500, "internal_error")
+        found = client.post("/detect/batch", files=files).json()
+        assert [item["status"] for item in found["results"]] == ["ok", "error", "ok"]
+        assert found["results"][1]["error"]["code"] == "internal_error"
+        lines = client.post(
+            "/detect/batch", files=files,
+            headers={"Accept": "application/json;q=0.5, Application/X-NDJSON"},
+        ).text.splitlines()  # fmt: skip
+        assert json.loads(lines[-1])["summary"] == {"ok": 2, "error": 1}
+    eventually(lambda: server.service.admission.taken == 0)
+    assert server.metric('nsnet_images_total{outcome="error"}') == 3
+    assert server.metric('nsnet_images_total{outcome="cancelled"}') == 0
+    assert server.metric('nsnet_rejected_total{reason="internal_error"}') == 3
+
+
+def test_a_form_in_a_charset_that_is_no_text_is_the_clients_error(server: Running) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    answer = httpx.post(
+        f"{server.url}/detect",
+        content=head + grey(20) + b"\r\n--x--\r\n",
+        headers={"Content-Type": "multipart/form-data; boundary=x; charset=undefined"},
+    )
+    problem(answer, 400, "malformed_multipart")
 
 
 def test_a_wrong_setting_ends_the_process_with_one_line(process: Callable[..., Process]) -> None:
