@@ -5,6 +5,7 @@ import functools
 import itertools
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,7 +276,7 @@ class Detector:
             host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
             logits = host.copy_(logits, non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record()
+            copied.record(torch.cuda.current_stream(logits.device))
         return Pending(logits, copied, functools.partial(self._results, batch))
 
     def predict(self, batch: Sequence[Prepared]) -> list[Detection]:
@@ -351,13 +352,20 @@ def _windows(kept: Tensor | Candidates, rule: PatchRule) -> Tensor:
     return choose_patches(candidates, rule).canvases[0]
 
 
+_streams = threading.local()
+
+
 @contextlib.contextmanager
 def _side_stream(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
-    """On a GPU, a stream beside the forward's, done in the end; elsewhere nothing."""
+    """On a GPU, this thread's stream beside the forward's, done in the end; elsewhere nothing."""
     if device.type != "cuda":
         yield None
         return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    # One a thread: memory that one stream let go of is not another's.
+    stream: torch.cuda.Stream | None = getattr(_streams, str(device), None)
+    if stream is None:
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        setattr(_streams, str(device), stream)
     with torch.cuda.stream(stream):
         yield stream
         stream.synchronize()  # only this thread waits: the forward goes on meanwhile

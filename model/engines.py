@@ -149,15 +149,18 @@ class TorchEngine:
 
 def _captured(run: Callable[[Tensor], Tensor], canvases: Tensor) -> Callable[[], Tensor]:
     """`run(canvases)` as a CUDA graph: reads what `canvases` holds when it is replayed."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
+    device = canvases.device
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(2):  # kernels are chosen, and their workspaces taken, in the first runs
             run(canvases)
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # What other threads do meanwhile, e.g. take pinned memory, is none of this graph's business.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # The stream of this device: torch's own for captures is the first device's, where nothing of
+    # this would be recorded. What other threads do meanwhile, e.g. take pinned memory, is none of
+    # this graph's business.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         found = run(canvases)
 
     def replay() -> Tensor:
