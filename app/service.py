@@ -224,7 +224,7 @@ class Service:
         if self.state is not State.READY:
             raise ApiError("not_ready", "The model is being loaded.", retry_after=2)
         if not self.alive:
-            raise ApiError("not_ready", "The device does not answer.", retry_after=30)
+            raise ApiError("not_ready", "Device or decoders do not answer.", retry_after=30)
 
     # --- work -----------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         (415, "unsupported_media_type"),
         (422, "corrupt_image, image_too_small, validation_error"),
         (429, "queue_full, rate_limited"),
-        (500, "inference_failed"),
+        (500, "inference_failed, internal_error"),
         (503, "not_ready, draining"),
         (504, "deadline_exceeded"),
     )

@@ -20,13 +20,14 @@ router = APIRouter(tags=["operation"])
 
 
 @router.get("/livez", summary="Does the process need a restart?",
-            responses={503: documented("the device does not answer")})  # fmt: skip
-@router.get("/healthz", include_in_schema=False)
+            responses={503: documented("device or decoders do not answer")})  # fmt: skip
+@router.get("/healthz", summary="The same as /livez",
+            responses={503: documented("device or decoders do not answer")})  # fmt: skip
 async def livez(request: Request) -> Status:
-    """200 while the model is being loaded and as long as the device gets on."""
+    """200 while the model is being loaded and as long as device and decoders get on."""
     service: Service = request.app.state.service
     if not service.alive:
-        raise ApiError("not_ready", "The device does not answer.", retry_after=30)
+        raise ApiError("not_ready", "Device or decoders do not answer.", retry_after=30)
     return Status(status="ok")
 
 
