@@ -13,7 +13,7 @@ from PIL import Image
 from app.decoding import Decoded, decode
 from app.errors import ApiError
 from app.settings import Settings
-from tests.images import encoded, jpeg, photo, png_header
+from tests.images import encoded, jpeg, photo, png_header, tiff
 
 LIMITS = Settings(max_pixels=2_000_000, max_upload_bytes=3_000_000)
 
@@ -163,7 +163,80 @@ def test_reported_size_is_the_upright_one() -> None:
     assert (found.width, found.height) == (80, 96)
 
 
-SEEDS = [jpeg(), *(encoded(photo(), codec) for codec in ("PNG", "WEBP", "GIF", "TIFF", "BMP"))]
+TURNED = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
+# Pillow cannot write these back, as it did to turn the image; or cannot even read them.
+BROKEN_EXIF = [
+    b"Exif\0\0II*\0",
+    b"Exif\0\0" + b"junk" * 10,
+    b"\0",
+    *(
+        b"Exif\0\0" + tiff(entry, TURNED, then=bytes(100))
+        for entry in (
+            (0x0100, 6, 1, b"\xff\0\0\0"),
+            (0x0100, 9, 1, b"\xff" * 4),
+            (0x0100, 7, 4, b"\xff" * 4),
+            (0x0100, 10, 1, struct.pack("<I", 40)),
+            (0x010E, 11, 1, bytes(4)),
+            (0x011A, 1, 1, bytes(4)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("codec", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", BROKEN_EXIF)
+def test_broken_exif_does_not_cost_the_image(codec: str, exif: bytes) -> None:
+    found = opened(encoded(photo(), codec, exif=exif))
+    # What else is wrong does not matter to an orientation that can be read.
+    assert (found.width, found.height) == (
+        (80, 96) if 0x0112.to_bytes(2, "little") in exif else (96, 80)
+    )
+    assert found.warnings == ()
+
+
+def test_broken_exif_does_not_cost_an_avif_or_a_heic() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a caption"
+    whole = encoded(photo(), "AVIF", exif=exif)
+    for junk in (b"junk", b"MM\0*"):
+        data = whole.replace(b"MM\0*", junk)
+        assert (opened(data).width, opened(data).height) == (80, 96)
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(photo()).save(buffer, exif=exif.tobytes())
+    assert opened(buffer.getvalue().replace(b"MM\0*", b"junk")).format == "HEIF"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        (700, 11, 2, struct.pack("<I", 8)),  # XMP that is no text
+        (700, 2, 9, struct.pack("<I", 8)),
+        (34675, 11, 2, struct.pack("<I", 8)),  # nor a profile
+        (34665, 11, 1, b"\xff" * 4),  # EXIF nowhere
+        (34665, 9, 1, b"\xff" * 4),
+    ],
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_broken_metadata_do_not_cost_a_tiff(
+    entry: tuple[int, int, int, bytes], orientation: int
+) -> None:
+    tags = {256: 96, 257: 80, 258: 8, 259: 1, 262: 1, 274: orientation, 277: 1, 278: 80,
+            279: 96 * 80, 273: 14 + 11 * 12}  # fmt: skip
+    entries = [(tag, 4, 1, struct.pack("<I", value)) for tag, value in tags.items()]
+    found = opened(tiff(*sorted([*entries, entry]), then=bytes(96 * 80)))
+    assert found.pixels.shape == ((80, 96, 3) if orientation == 1 else (96, 80, 3))
+
+
+SMALL = Image.new("RGB", (64, 72), (200, 100, 50))
+SEEDS = [
+    jpeg(),
+    *(encoded(photo(), codec) for codec in ("PNG", "WEBP", "GIF", "TIFF", "BMP")),
+    # Of few pixels, so that edits hit metadata.
+    *(
+        encoded(SMALL, codec, exif=b"Exif\0\0" + tiff(TURNED, (0x0100, 3, 1, bytes(4))))
+        for codec in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
+    ),
+]
 CODES = {"empty_file", "unsupported_media_type", "corrupt_image", "image_too_small",
          "too_many_pixels", "validation_error"}  # fmt: skip
 
