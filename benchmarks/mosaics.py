@@ -52,11 +52,12 @@ def main() -> None:
         with torch.inference_mode():
             features.append(block_tokens(visual, pixels, BLOCKS).float().flatten(1))
     labels = np.array([row.label for row in rows])
+    units = [row.unit for row in rows]
     fold = torch.tensor(folds(rows, 6))
     print(f"{len(rows)} images\n\n| 32 px patches | AUC (95 %) |\n|---|---|")
     for name, x in zip(names, torch.stack(features, dim=1), strict=True):
         scores = held_out(x, torch.from_numpy(labels), fold)
-        low, high = bootstrap(labels, scores, auc)
+        low, high = bootstrap(labels, scores, auc, units=units)
         print(f"| {name} | {auc(labels, scores):.3f} ({low:.3f}-{high:.3f}) |")
 
 
@@ -70,15 +71,15 @@ def by_rank(canvas: Tensor, entropies: Tensor) -> Tensor:
 
 def held_out(x: Tensor, labels: Tensor, fold: Tensor) -> np.ndarray:
     """Scores of each fold by a ridge classifier trained on the others."""
-    x = (x - x.mean(dim=0)) / x.std(dim=0).clamp_min(1e-4)
     y = labels.float() * 2 - 1
     scores = torch.zeros(len(x))
     for index in fold.unique():
         rest = fold != index
-        kernel = x[rest] @ x[rest].T
+        z = (x - x[rest].mean(dim=0)) / x[rest].std(dim=0).clamp_min(1e-4)
+        kernel = z[rest] @ z[rest].T
         damping = RIDGE * kernel.diagonal().mean() * torch.eye(len(kernel))
         dual = torch.linalg.solve(kernel + damping, y[rest] - y[rest].mean())
-        scores[~rest] = x[~rest] @ (x[rest].T @ dual)
+        scores[~rest] = z[~rest] @ (z[rest].T @ dual)
     return scores.double().numpy()
 
 

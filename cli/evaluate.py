@@ -36,12 +36,13 @@ def evaluate(
     backbone: _Backbone = None,
 ) -> None:
     """Score images under every condition; write report.json, report.md, scores.csv and plots."""
+    from model.checkpoint import read_checkpoint
     from model.detector import Detector
     from model.errors import ModelError
     from model.evaluation.conditions import CONDITIONS
     from model.evaluation.evaluate import evaluate as run
-    from model.evaluation.report import build_report, overall_table, to_markdown
-    from model.training.manifest import read_dataset
+    from model.evaluation.report import SEEN, build_report, overall_table, to_markdown
+    from model.training.manifest import read_dataset, trained_on
 
     try:
         from model.evaluation.plots import write_plots
@@ -57,10 +58,14 @@ def evaluate(
     detector = Detector.load(
         checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine, canvases=canvases
     )
+    seen = trained_on(read_checkpoint(checkpoint).metadata, rows)
+    if seen:
+        print(f"nsnet: warning: {SEEN}", file=sys.stderr)
     scored = run(rows, detector, conditions=chosen, progress=True)
     report = build_report(
         rows, scored, detector,
         data=f"{data.name}, split {split}", command=shlex.join(["nsnet", *sys.argv[1:]]),
+        seen=seen,
     )  # fmt: skip
     (to / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (to / "report.md").write_text(to_markdown(report))

@@ -19,7 +19,7 @@ _Data = Annotated[
 ]
 _Split = Annotated[str, typer.Option(help="rows to use, comma-separated: train, or train,val")]
 _Projector = Annotated[Path, typer.Option(help="null space, written by `nsnet projector`")]
-_Options = Annotated[Path | None, typer.Option(help="JSON of TrainOptions' fields that differ")]
+_Options = Annotated[Path | None, typer.Option(help="JSON of what differs from the preset")]
 _Preset = Annotated[str, typer.Option(help="default or paper")]
 _Cache = Annotated[Path, typer.Option(help="folder for what the frozen tower computed")]
 _Dtype = Annotated[str, typer.Option(help="of the tower: auto, float32 or bfloat16")]
@@ -52,7 +52,18 @@ def _setup(dtype: str, *, cpu: bool) -> tuple[Any, "Accelerator"]:
 def _rows(data: Path, splits: str) -> Any:
     from model.training.manifest import read_dataset
 
-    return [row for split in splits.split(",") for row in read_dataset(data, split)]
+    found = [row for split in splits.split(",") for row in read_dataset(data, split)]
+    return list({row.path: row for row in found}.values())  # without a split: of every split
+
+
+def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Lay changes over fields, objects within them likewise: what is not named stays."""
+    return fields | {
+        name: _merged(fields[name], value)
+        if isinstance(value, dict) and isinstance(fields.get(name), dict)
+        else value
+        for name, value in changes.items()
+    }
 
 
 def _options(file: Path | None, preset: str) -> Any:
@@ -64,13 +75,13 @@ def _options(file: Path | None, preset: str) -> Any:
 
     fields = find(preset).model_dump()
     try:
-        fields |= json.loads(file.read_text()) if file else {}
-        return TrainOptions.model_validate(fields)
+        changes = json.loads(file.read_text()) if file else {}
+        return TrainOptions.model_validate(_merged(fields, changes))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ModelError(f"{file}: {where + ': ' if where else ''}{first['msg']}") from None
-    except (OSError, ValueError, TypeError) as error:  # TypeError: JSON, but no object
+    except (OSError, ValueError, AttributeError) as error:  # the last: JSON, but no object
         raise ModelError(f"{file}: {error}") from None
 
 

@@ -46,22 +46,22 @@ PER_GROUP = ("r_acc", "f_acc", "acc", "ap", "auc")
 def overall(scored: Scored, *, repeats: int = 1000) -> dict[str, Any]:
     """Figures over all images of one condition, with intervals.
 
-    The figures of `FIGURES` have group-bootstrap intervals; `verdicts` holds each class's share of
-    each verdict; `real_called_ai`, the share of falsely accused photographs, has a Wilson
-    interval, which takes images as independent and so promises more than a group bootstrap.
+    The figures of `FIGURES` have bootstrap intervals over whole units (`Row.unit`); `verdicts`
+    holds each class's share of each verdict; `real_called_ai`, the share of falsely accused
+    photographs, has a Wilson interval, which takes images as independent and so promises more.
 
     Args:
         scored: the images.
         repeats: bootstrap samples.
     """
-    labels, scores, groups = scored.labels, scored.scores, scored.groups.tolist()
+    labels, scores, units = scored.labels, scored.scores, [row.unit for row in scored.rows]
     verdicts = np.array(scored.verdicts)
     found: dict[str, Any] = {
         "images": {"real": int((labels == REAL).sum()), "ai": int((labels == AI).sum())},
         "skipped": scored.skipped,
     }
     for name, figure in FIGURES.items():
-        low, high = bootstrap(labels, scores, figure, groups=groups, repeats=repeats)
+        low, high = bootstrap(labels, scores, figure, units=units, repeats=repeats)
         found[name] = _number(figure(labels, scores))
         found[f"{name}_95"] = [_number(low), _number(high)]
     found["verdicts"] = {

@@ -1,12 +1,16 @@
 """Figures over scores, with bootstrap intervals; NumPy only, so that anyone can check them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
+
+_BINS = 10
 
 
 def auc(labels: Labels, scores: Array) -> float:
@@ -64,15 +68,42 @@ def recall_at_fpr(labels: Labels, scores: Array, rate: float) -> float:
     return float((scores[labels == 1] > cut).mean())
 
 
-def calibration_error(labels: Labels, scores: Array, bins: int = 10) -> float:
-    """Expected calibration error, equal-width bins."""
-    place = np.minimum((scores * bins).astype(int), bins - 1)
-    error = 0.0
-    for index in range(bins):
-        inside = place == index
-        if inside.any():
-            error += inside.mean() * abs(labels[inside].mean() - scores[inside].mean())
-    return float(error)
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """Images in equal-width bins of their scores, empty ones left out.
+
+    The classes weigh the same, whatever the set's mixture: the score is calibrated for equal shares
+    (`calibrate.platt`).
+
+    Attributes:
+        images: int64 [n], how many.
+        weight: float64 [n], their weight; of all, 1.
+        score: float64 [n], mean score.
+        ai: float64 [n], share of AI images.
+    """
+
+    images: Labels
+    weight: Array
+    score: Array
+    ai: Array
+
+    @classmethod
+    def of(cls, labels: Labels, scores: Array) -> Self:
+        """Sort images into their bins; an absent class has no weight."""
+        weights = 0.5 / np.bincount(labels)[labels]
+        place = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+        inside = np.unique(place)[:, None] == place
+        weight = inside @ weights
+        score, ai = inside @ (weights * scores) / weight, inside @ (weights * labels) / weight
+        return cls(inside.sum(axis=1), weight, score, ai)
+
+
+def calibration_error(labels: Labels, scores: Array) -> float:
+    """Expected calibration error where the classes are equally frequent; NaN without both."""
+    if not 0 < labels.sum() < len(labels):
+        return float("nan")
+    bins = Bins.of(labels, scores)
+    return float((bins.weight * abs(bins.ai - bins.score)).sum())
 
 
 def wilson(count: int, total: int) -> tuple[float, float]:
@@ -92,38 +123,35 @@ def bootstrap(
     scores: Array,
     figure: Callable[[Labels, Array], float],
     *,
-    groups: Sequence[str] | None = None,
+    units: Sequence[str],
     repeats: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
     """95 % interval of a figure; NaN where a class is absent.
 
-    With `groups`, whole groups are drawn: images of one generator or camera are alike, and
-    drawing images alone would promise too much.
+    Whole units are drawn: images of one generator or camera are alike, and drawing images alone
+    would promise too much. A class of one unit is drawn by image.
 
     Args:
         labels: int [n], 1 = AI.
         scores: float [n].
         figure: of labels and scores.
-        groups: the group of each image.
+        units: what each image is of, see `Row.unit`.
         repeats: bootstrap samples.
         seed: of the draws.
     """
     if not 0 < labels.sum() < len(labels):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
-    if groups is None:
-        units = [[np.flatnonzero(labels == c)] for c in (0, 1)]
-    else:
-        names = np.asarray(groups)
-        units = [
-            [np.flatnonzero((labels == c) & (names == g)) for g in np.unique(names[labels == c])]
-            for c in (0, 1)
-        ]
+    names = np.asarray(units)
+    classes = [
+        [np.flatnonzero((labels == c) & (names == u)) for u in np.unique(names[labels == c])]
+        for c in (0, 1)
+    ]
     found = []
     for _ in range(repeats):
         drawn: list[NDArray[np.int64]] = []
-        for members in units:
+        for members in classes:
             if len(members) == 1:
                 drawn.append(rng.choice(members[0], len(members[0])))
             else:

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from model.evaluation.evaluate import Scored
 from model.evaluation.figures import CUT
+from model.evaluation.metrics import Bins
 from model.training.manifest import AI, REAL
 
 _COLOURS = mpl.colormaps["tab10"]
-_BINS = 10  # as in metrics.calibration_error
 _FEWEST = 10  # images; a bin with fewer says nothing
 
 
@@ -50,16 +50,16 @@ def roc(scored: Mapping[str, Scored]) -> Figure:
 
 
 def reliability(scored: Mapping[str, Scored]) -> Figure:
-    """Share of AI images against the mean score, in equal-width bins of the score."""
+    """Share of AI images against the mean score, the classes weighing the same (`Bins`)."""
     figure, axes = _figure(5.5, 5)
     axes.plot([0, 1], [0, 1], color="0.6", ls="--", lw=1, label="calibrated")
     for index, (name, part) in enumerate(scored.items()):
-        place = np.minimum((part.scores * _BINS).astype(int), _BINS - 1)
-        bins = [place == b for b in range(_BINS) if (place == b).sum() >= _FEWEST]
-        axes.plot([part.scores[inside].mean() for inside in bins],
-                  [part.labels[inside].mean() for inside in bins],
+        bins = Bins.of(part.labels, part.scores)
+        shown = bins.images >= _FEWEST
+        axes.plot(bins.score[shown], bins.ai[shown],
                   marker="o", ms=3.5, lw=1.2, color=_COLOURS(index), label=name)  # fmt: skip
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean score", ylabel="share of AI images",
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean score",
+             ylabel="share of AI images, both classes weighing the same",
              title=f"Reliability (bins of {_FEWEST} images or more)")  # fmt: skip
     axes.grid(visible=True, alpha=0.25)
     axes.legend(loc="upper left", fontsize=8)

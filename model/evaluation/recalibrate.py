@@ -13,7 +13,7 @@ from model.evaluation.evaluate import Scored, evaluate
 from model.evaluation.figures import overall
 from model.tensorfile import write_tensors
 from model.training.calibrate import calibrate
-from model.training.manifest import Row, digest
+from model.training.manifest import Row, digest, trained_on
 
 
 def recalibrate(
@@ -51,7 +51,7 @@ def recalibrate(
             the logits do not tell the classes apart, or `to` cannot be written.
     """
     stored = read_checkpoint(checkpoint)
-    if digest(rows) == stored.metadata.training.data_sha256:
+    if trained_on(stored.metadata, rows):
         raise ModelError("the checkpoint was trained on these images; calibrate on others")
     for name, share in (("accused", accused), ("missed", missed)):
         if not 0 < share < 1:

@@ -10,6 +10,7 @@ from model.evaluation.evaluate import Scored
 from model.evaluation.figures import PER_GROUP, consistency, generator_mean, overall, per_group
 from model.training.manifest import AI, REAL, Row, digest
 
+SEEN = "The checkpoint was trained on these very images: the figures say nothing of others."
 _NAMES = {
     "r_acc": "R.Acc", "f_acc": "F.Acc", "acc": "Acc", "ap": "AP", "auc": "AUC",
     "recall_at_1_percent_fpr": "recall at 1 % FPR", "recall_at_3_percent_fpr": "recall at 3 % FPR",
@@ -26,6 +27,7 @@ def build_report(
     *,
     data: str,
     command: str,
+    seen: bool,
 ) -> dict[str, Any]:
     """Everything that is said of an evaluation; ready for `json.dumps`.
 
@@ -35,6 +37,7 @@ def build_report(
         detector: the one that was judged.
         data: the data set and split, in words.
         command: what was run.
+        seen: whether the checkpoint was trained on these images.
     """
     groups = {name: per_group(part) for name, part in scored.items()}
     clean = scored.get("clean")
@@ -54,6 +57,7 @@ def build_report(
         "data": {
             "name": data,
             "sha256": digest(rows),
+            "trained_on": seen,
             "images": {k: sum(r.label == v for r in rows) for k, v in _CLASSES},
             "groups": {k: len({r.group for r in rows if r.label == v}) for k, v in _CLASSES},
         },
@@ -106,10 +110,12 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"Data: {data['name']}; {data['images']['ai']} AI images of {data['groups']['ai']} groups, "
         f"{data['images']['real']} photographs of {data['groups']['real']} groups; "
         f"sha256 of the list `{data['sha256']}`.",
+        *([f"**{SEEN}**"] if data["trained_on"] else []),
         "## Overall",
-        "In percent, with 95 % intervals: bootstraps over whole groups, but for `real called AI`, "
-        "which has Wilson's. Acc is the mean of R.Acc and F.Acc at the cut 0.5; the last three "
-        "columns are shares of verdicts.",
+        "In percent, with 95 % intervals: bootstraps over whole generators and repositories of "
+        "photographs, but for `real called AI`, which has Wilson's. Acc is the mean of R.Acc and "
+        "F.Acc at the cut 0.5, ECE for as many AI images as photographs; the last three columns "
+        "are shares of verdicts.",
         _table(*overall_table(report)),
         *_skipped(report),
         "## Verdicts",

@@ -5,11 +5,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from pydantic import BaseModel
 
+from model.errors import ModelError
 from model.evaluation.metrics import auc, bootstrap, recall_at_fpr
 from model.nullspace import StoredProjector, projector_of_texts
 from model.patches import PatchRule
@@ -18,6 +20,8 @@ from model.training.options import TrainOptions
 from model.training.pipeline import CONDITIONS, Experiment, HeldOut
 
 log = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=BaseModel)
 
 RANKS = (0, 20, 64, 100, 200)
 WINDOWS = (1, 2, 4)
@@ -50,14 +54,22 @@ def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
     Args:
         base: the options that are varied.
         rank: of the null space where it is not itself compared.
+
+    Raises:
+        ModelError: `base` fits no head to cached features.
     """
-    frozen = base.model_copy(update={"lora": None})
+    head = base.head
+    if head is None:
+        raise ModelError("heads on cached features are compared; live, or head = null, trains none")
 
     def options(**changes: Any) -> TrainOptions:
-        return frozen.model_copy(update=changes)
+        return _changed(base, lora=None, **changes)
+
+    def network(**changes: Any) -> TrainOptions:
+        return options(network=_changed(base.network, **changes))
 
     def cut(rule: PatchRule) -> TrainOptions:
-        return options(network=base.network.model_copy(update={"patches": rule}))
+        return network(patches=rule)
 
     yield Variant("input", "whole image, resized", cut(PatchRule(whole=True)), rank)
     yield Variant("input", "native centre crop", cut(PatchRule(candidates=1)), rank)
@@ -73,30 +85,26 @@ def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
 
     if base.network.patches.whole:
         for share in (0.5, 0.75, 1.0):
-            network = base.network.model_copy(update={"whole_share": share})
-            yield Variant("share of the whole image", f"{share}", options(network=network), rank)
+            name = "share of the whole image"
+            yield Variant(name, f"{share}", network(whole_share=share), rank)
 
     for read, features, blocks in (
         ("joint space", "joint", ()),
         ("block 12", "blocks", (12,)),
     ):
-        network = base.network.model_copy(update={"features": features, "blocks": blocks})
-        yield Variant("last block", read, options(network=network), rank)
+        yield Variant("last block", read, network(features=features, blocks=blocks), rank)
 
     for first, last in ((8, 8), (6, 9), (4, 10), (4, 12), (6, 12), (8, 12)):
         middle = tuple(range(first, last + 1))
-        network = base.network.model_copy(update={"features": "blocks", "blocks": middle})
         name = ", ".join(str(block) for block in middle)
-        yield Variant("blocks read", name, options(network=network), rank)
+        yield Variant("blocks read", name, network(features="blocks", blocks=middle), rank)
 
     for removed in RANKS:
-        yield Variant("null space", f"{removed} directions removed", frozen, removed)
+        yield Variant("null space", f"{removed} directions removed", options(), removed)
 
-    if base.head is not None:
-        for share in (1.0, 0.5, 0.2):
-            head = base.head.model_copy(update={"bce_share": share})
-            name = "BCE" if share == 1 else f"{1 - share:.1f} SupCon + {share:.1f} BCE"
-            yield Variant("loss", name, options(head=head), rank)
+    for share in (1.0, 0.5, 0.2):
+        name = "BCE" if share == 1 else f"{1 - share:.1f} SupCon + {share:.1f} BCE"
+        yield Variant("loss", name, options(head=_changed(head, bce_share=share)), rank)
 
     for shares, name in (
         ((1.0, 0.0, 0.0), "clean"),
@@ -107,8 +115,13 @@ def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
         yield Variant("training copies", name, options(shares=shares), rank)
 
     if base.lora is not None:
-        yield Variant("tower", "frozen", base.model_copy(update={"lora": None}), rank)
+        yield Variant("tower", "frozen", options(), rank)
         yield Variant("tower", f"LoRA on blocks {base.lora.blocks}", base, rank)
+
+
+def _changed(model: Model, **changes: Any) -> Model:
+    """A changed copy, validated, as `model_copy` is not: what contradicts itself trains nothing."""
+    return model.model_validate(model.model_dump() | changes)
 
 
 def ablate(
@@ -142,6 +155,9 @@ def ablate(
 
     Returns:
         The table, Markdown.
+
+    Raises:
+        ModelError: as `variants`, or as `Experiment`.
     """
     found: list[dict[str, Any]] = []
     for variant in variants(base, rank):
@@ -162,7 +178,8 @@ def ablate(
                  {name: round(f["auc"], 4) for name, f in figures.items()})  # fmt: skip
     head = (
         f"{len(rows)} images, {base.measured} of {base.folds} folds of left-out groups; AUC with "
-        "95 % intervals over whole groups, and recall at 1 % false positives.\n\n"
+        "95 % intervals over whole generators and repositories of photographs, and recall at 1 % "
+        "false positives.\n\n"
     )
     table = head + _table(found)
     to.mkdir(parents=True, exist_ok=True)
@@ -173,10 +190,10 @@ def ablate(
 
 
 def _figures(rows: Sequence[Row], part: HeldOut) -> dict[str, Any]:
-    groups = [rows[i].group for i in part.row]
+    units = [rows[i].unit for i in part.row]
     return {
         "auc": auc(part.labels, part.logits),
-        "auc_95": bootstrap(part.labels, part.logits, auc, groups=groups),
+        "auc_95": bootstrap(part.labels, part.logits, auc, units=units),
         "recall_at_1_percent_fpr": recall_at_fpr(part.labels, part.logits, 0.01),
     }
 

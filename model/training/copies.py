@@ -156,16 +156,16 @@ class CanvasSource:
     Args:
         rows: the images, all `usable`; sample i is of image i.
         rule: how copies are cut.
-        kinds: copies to draw from, e.g. (CLEAN, EQUALISED, DEGRADED, DEGRADED).
+        shares: how often a clean, an equalised and a degraded copy is drawn, in proportion.
         how: the degraded copies' distribution.
     """
 
     def __init__(
-        self, rows: Sequence[Row], rule: PatchRule, kinds: Sequence[int], how: Augmentation
+        self, rows: Sequence[Row], rule: PatchRule, shares: Sequence[float], how: Augmentation
     ) -> None:
         self._rows = rows
         self._rule = rule
-        self._kinds = tuple(kinds)
+        self._shares = np.array(shares) / sum(shares)
         self._how = how
         torch.get_num_threads()
         self._pool = ThreadPoolExecutor(spare_threads(), "canvases", one_thread)
@@ -181,7 +181,7 @@ class CanvasSource:
     def _canvas(self, member: int, step: int, place: int) -> Tensor:
         row = self._rows[member]
         rng = np.random.default_rng([seed_of(row), step, place])
-        kind = self._kinds[rng.integers(len(self._kinds))]
+        kind = int(rng.choice(len(self._shares), p=self._shares))
         copy, cut = copy_of(read_rgb(row.path), kind, rng, self._rule, self._how)
         cut = one_canvas(cut, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))

@@ -67,8 +67,8 @@ def tower_features(
 ) -> Features:
     """Compute the features of every copy of every image, or read them back.
 
-    They are read back where nothing that decides them has changed. An unreadable or too small
-    image is skipped and counted.
+    They are read back where nothing that decides them has changed; a file that is gone has not.
+    An unreadable or too small image is skipped and counted.
 
     Args:
         rows: the images.
@@ -91,10 +91,12 @@ def tower_features(
     key = f"{digest(rows)}{backbone.sha256}{rule!r}{tuple(kinds)}{how!r}{frozen}{dtype}{engine}"
     stem = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     path, hidden_path = stem.with_suffix(".safetensors"), stem.with_suffix(".hidden")
+    part, hidden_part = stem.with_suffix(".part"), stem.with_suffix(".hidden.part")
     visual = backbone.visual
+    stamps = _stamps(rows)
     found = load_file(path) if path.exists() else {}
     if (
-        not found
+        not _unchanged(stamps, found.pop("stamps", None))
         or found["tokens"].shape[1] < depth
         or (frozen is not None and not hidden_path.exists())
     ):
@@ -107,7 +109,7 @@ def tower_features(
                     engine, visual, range(1, depth + 1), device=torch.device(device), dtype=dtype,
                     threads=torch.get_num_threads(),
                 )  # fmt: skip
-            file = stack.enter_context(hidden_path.open("wb")) if frozen else None
+            file = stack.enter_context(hidden_part.open("wb")) if frozen else None
 
             @torch.inference_mode()
             def run(canvases: Sequence[Canvas]) -> Tensor:
@@ -122,9 +124,11 @@ def tower_features(
                 return tokens.half().cpu()
 
             found = _extract(canvases_ahead(rows, rule, kinds, how), len(rows), run)
-        # Written last and at once: where this file is, all is there.
-        part = path.with_suffix(".part")
-        save_file(found, part)
+        save_file(found | {"stamps": stamps}, part)
+        # Replaced whole, other runs may read them; the tokens last: where they are, all is there.
+        path.unlink(missing_ok=True)
+        if frozen is not None:
+            hidden_part.replace(hidden_path)
         part.replace(path)
     hidden = None
     if frozen is not None:
@@ -134,6 +138,24 @@ def tower_features(
             str(hidden_path), shared=False, size=math.prod(shape), dtype=torch.float16
         ).view(shape)
     return Features(**found, hidden=hidden)
+
+
+def _stamps(rows: Sequence[Row]) -> Tensor:
+    """int64 [rows, 2], size and time of change of each file; -1 where it is not there."""
+
+    def stamp(path: Path) -> tuple[int, int]:
+        try:
+            found = path.stat()
+        except OSError:
+            return -1, -1
+        return found.st_size, found.st_mtime_ns
+
+    return torch.tensor([stamp(row.path) for row in rows])
+
+
+def _unchanged(now: Tensor, then: Tensor | None) -> bool:
+    """Whether every file that is there is the one that was read: `digest` knows its name alone."""
+    return then is not None and bool(((now == then) | (now < 0)).all())
 
 
 def _extract(

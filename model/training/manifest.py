@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from model.checkpoint import Metadata
 from model.errors import ModelError
 
 REAL, AI = 0, 1
@@ -39,6 +40,15 @@ class Row:
     label: int
     group: str
     repository: str
+
+    @property
+    def unit(self) -> str:
+        """What is independent of other images of its class: folds and intervals keep it whole.
+
+        Photographs that share a repository share a pipeline; generators do not, or one repository
+        of 50 would be all there is.
+        """
+        return self.repository if self.label == REAL else self.group
 
 
 def read_dataset(path: Path, split: str | None = None) -> list[Row]:
@@ -138,21 +148,24 @@ def digest(rows: Sequence[Row]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def folds(rows: Sequence[Row], count: int) -> list[int]:
-    """Assign every group, whole, to one of `count` folds, each class balanced over them.
+def trained_on(metadata: Metadata, rows: Sequence[Row]) -> bool:
+    """Whether these very images gave a checkpoint; some of them, or more, are not noticed."""
+    return digest(rows) == metadata.training.data_sha256
 
-    Deterministic: the largest group goes to the emptiest fold. Photographs that share a
-    repository share a fold, too; generators do not, or one repository of 50 would be all of it.
+
+def folds(rows: Sequence[Row], count: int) -> list[int]:
+    """Assign every `Row.unit`, whole, to one of `count` folds, each class balanced over them.
+
+    Deterministic: the largest unit goes to the emptiest fold.
 
     Returns:
         The fold of each row.
     """
-    unit = [row.repository if row.label == REAL else row.group for row in rows]
-    sizes = Counter((row.label, name) for row, name in zip(rows, unit, strict=True))
+    sizes = Counter((row.label, row.unit) for row in rows)
     load = {label: [0] * count for label in (REAL, AI)}
     place: dict[tuple[int, str], int] = {}
     for (label, name), size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         fold = load[label].index(min(load[label]))
         place[label, name] = fold
         load[label][fold] += size
-    return [place[row.label, name] for row, name in zip(rows, unit, strict=True)]
+    return [place[row.label, row.unit] for row in rows]

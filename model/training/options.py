@@ -49,6 +49,8 @@ class TrainOptions(BaseModel):
     def _consistent(self) -> "TrainOptions":
         if self.lora is None and (self.live or self.head is None):
             raise ValueError("a frozen tower is trained from cached features, its head alone")
+        if min(self.shares) < 0 or not any(self.shares[: 3 if self.degraded else 2]):
+            raise ValueError("shares: at least one kind of copy that is made must be drawn")
         if self.live and self.head is not None:
             raise ValueError("live training has no cached features to fit a head to: head = None")
         if not self.live and self.lora is not None:

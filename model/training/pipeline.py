@@ -173,7 +173,9 @@ class Experiment:
             else:
                 rows = [row for row, chosen in zip(self.rows, included, strict=True) if chosen]
                 rule, how = options.network.patches, options.augmentation
-                source = CanvasSource(rows, rule, options.kinds, how)
+                # As in `_drawn`: a copy that is not made is not drawn.
+                shares = [s * (kind in options.kinds) for kind, s in enumerate(options.shares)]
+                source = CanvasSource(rows, rule, shares, how)
                 labels, weights = self._drawn(included.nonzero().squeeze(1), None)
                 trainee = Trainee(network, options.lora_fit.dropout, "canvases")
             if options.head is None:
@@ -313,7 +315,8 @@ def train(
         name: the model's name.
         version: the model's version.
         command: what was run, for the record.
-        cache: folder of computed features, reused while images, tower and cut are the same.
+        cache: folder of computed features, reused while images, tower and cut are the same
+            (`tower_features`).
         run: folder for configuration, loss curves, TensorBoard, figures and the states from which
             a killed run goes on.
         dtype: of the tower's weights.
@@ -409,13 +412,13 @@ def _ranges(
 
 
 def figures(rows: Sequence[Row], part: HeldOut, scores: Array, ai_above: float) -> dict[str, Any]:
-    """What is quoted of held-out scores: AUC with a group-bootstrap interval, recalls, mistakes."""
+    """What is quoted of held-out scores: AUC with a bootstrap interval, recalls, mistakes."""
     labels = part.labels
-    groups = [rows[i].group for i in part.row]
+    units = [rows[i].unit for i in part.row]
     return {
         "images": dict(Counter("ai" if label else "real" for label in labels.tolist())),
         "auc": round(auc(labels, scores), 4),
-        "auc_95": [round(v, 4) for v in bootstrap(labels, scores, auc, groups=groups)],
+        "auc_95": [round(v, 4) for v in bootstrap(labels, scores, auc, units=units)],
         "recall_at_1_percent_fpr": round(recall_at_fpr(labels, scores, 0.01), 4),
         "recall_at_3_percent_fpr": round(recall_at_fpr(labels, scores, 0.03), 4),
         "real_called_ai": round(float((scores[labels == REAL] >= ai_above).mean()), 4),

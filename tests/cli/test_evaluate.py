@@ -159,14 +159,38 @@ def test_a_mistake_is_one_clear_line(
     assert "\n" not in str(done.exception)
 
 
-def test_calibrating_on_the_training_images_is_refused(
-    checkpoint: Path, tiny_tower: Path, data: Path
-) -> None:
+@pytest.fixture
+def fitted(checkpoint: Path, data: Path) -> Path:
+    """The checkpoint, as if it had been trained on the split `val`."""
     from model.training.manifest import digest, read_manifest
     from tests.model.test_checkpoint import rewrite
 
     seen = digest(read_manifest(data, "val"))
     rewrite(checkpoint, metadata=lambda m: m["training"].update(data_sha256=seen))
-    done = nsnet("calibrate", checkpoint, data, "--to", data.parent / "x", "--backbone", tiny_tower)
+    return checkpoint
+
+
+def test_calibrating_on_the_training_images_is_refused(
+    fitted: Path, tiny_tower: Path, data: Path
+) -> None:
+    done = nsnet("calibrate", fitted, data, "--to", data.parent / "x", "--backbone", tiny_tower)
     assert isinstance(done.exception, ModelError)
     assert "trained on these images" in str(done.exception)
+
+
+def test_evaluating_on_the_training_images_is_said_everywhere(
+    fitted: Path, tiny_tower: Path, data: Path, tmp_path: Path
+) -> None:
+    said = "trained on these very images"
+    for source, expected in ((data, True), (tmp_path / "other.csv", False)):
+        if not expected:  # one image less
+            lines = data.read_text().splitlines()
+            source.write_text("\n".join(lines[:1] + lines[2:]))
+        out = tmp_path / source.stem
+        done = nsnet("evaluate", fitted, source, "--to", out, "--conditions", "clean",
+                     "--backbone", tiny_tower, "--dtype", "float32")  # fmt: skip
+        assert done.exit_code == 0, done.output
+        warnings = [line for line in done.stderr.splitlines() if said in line]
+        assert len(warnings) == expected
+        assert json.loads((out / "report.json").read_text())["data"]["trained_on"] is expected
+        assert (said in (out / "report.md").read_text()) is expected

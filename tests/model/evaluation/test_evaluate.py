@@ -66,7 +66,7 @@ def test_what_cannot_be_used_is_counted(
     assert scored["clean"].rows == [extra[0], *rows]
     assert scored["resize50"].skipped == {"unreadable": 2, "too_small": 1}
     assert scored["resize50"].rows == rows
-    report = build_report(rows, scored, detector, data="a set", command="nsnet evaluate")
+    report = build_report(rows, scored, detector, data="a set", command="nsnet", seen=False)
     assert "resize50: 1 too small, 2 unreadable" in to_markdown(report)
 
 
@@ -80,7 +80,9 @@ def test_mistakes_are_one_line(detector: Detector, rows: list[Row], tmp_path: Pa
 
 def test_the_report_says_what_was_judged(rows: list[Row], detector: Detector) -> None:
     scored = evaluate(rows, detector, conditions=["clean", "jpeg60"])
-    report = build_report(rows, scored, detector, data="a set", command="nsnet evaluate x")
+    report = build_report(
+        rows, scored, detector, data="a set", command="nsnet evaluate x", seen=False
+    )
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["data"]["images"] == {"real": 10, "ai": 10}
     assert list(report["consistency"]) == ["jpeg60"]

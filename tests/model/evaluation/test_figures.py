@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -69,11 +70,29 @@ def test_overall_counts_verdicts_by_the_thresholds(mixed: Scored) -> None:
     assert found["auc_95"][0] <= found["auc"] <= found["auc_95"][1]
 
 
+def test_intervals_are_over_repositories_of_photographs() -> None:
+    """Eight groups, but two pipelines: one is always taken for generated, the other never."""
+    part = scored(*[(f"camera{i}", REAL, 0.9 if i < 4 else 0.0) for i in range(8)],
+                  ("flux", AI, 0.5))  # fmt: skip
+    sites = [dataclasses.replace(row, repository=f"site{i // 4}")
+             for i, row in enumerate(part.rows)]  # fmt: skip
+    found = overall(dataclasses.replace(part, rows=sites), repeats=100)
+    assert found["auc"] == 0.5
+    assert found["auc_95"] == [0, 1]
+
+
+def test_reliability_is_drawn_as_if_the_classes_were_equally_frequent() -> None:
+    images = [("camera", REAL, 0.55)] * 90 + [("flux", AI, 0.55)] * 10
+    [_, curve] = reliability({"clean": scored(*images)}).axes[0].lines
+    assert curve.get_xydata() == pytest.approx(np.array([[0.55, 0.5]]))
+
+
 def test_a_class_alone_has_no_auc_and_breaks_nothing() -> None:
     part = scored(("camera", REAL, 0.2), ("camera", REAL, 0.9))
     found = overall(part, repeats=20)
     assert found["auc"] is None
     assert found["auc_95"] == [None, None]
+    assert found["ece"] is None
     assert found["recall_at_1_percent_fpr"] is None
     assert found["r_acc"] == 0.5
     assert generator_mean(per_group(part))["acc"] is None

@@ -6,6 +6,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from model.evaluation.metrics import (
+    Bins,
     auc,
     average_precision,
     balanced_accuracy,
@@ -60,7 +61,8 @@ def test_an_absent_class_gives_nan_not_an_error() -> None:
     labels, scores = np.zeros(3, dtype=np.int64), np.array([0.1, 0.2, 0.3])
     for figure in (f_acc, balanced_accuracy, recall_at_fpr):
         assert np.isnan(figure(labels, scores, 0.5))
-    assert np.isnan(bootstrap(labels, scores, auc)).all()
+    assert np.isnan(bootstrap(labels, scores, auc, units=["a", "b", "c"])).all()
+    assert np.isnan(calibration_error(labels, scores))
     assert np.isnan(r_acc(labels + 1, scores, 0.5))
     assert np.isnan(wilson(0, 0)).all()
 
@@ -86,6 +88,21 @@ def test_calibration_error_of_a_calibrated_and_of_a_boastful_score() -> None:
     assert calibration_error(labels, np.where(scores > 0.5, 1.0, 0.0)) > 0.2
 
 
+def test_calibration_is_judged_at_the_prior_that_it_is_for() -> None:
+    """Whatever the set's mixture, here 1 in 10: the score is right where classes are equal."""
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(size=40_000)
+    labels = (rng.uniform(size=40_000) < scores).astype(np.int64)
+    kept = (labels == 0) | (rng.uniform(size=40_000) < 1 / 9)
+    labels, scores = labels[kept], scores[kept]
+    assert labels.mean() < 0.11
+    assert calibration_error(labels, scores) < 0.02
+    bins = Bins.of(labels, scores)
+    assert bins.ai == pytest.approx(bins.score, abs=0.05)
+    assert bins.weight.sum() == pytest.approx(1)
+    assert bins.images.sum() == len(labels)
+
+
 def test_intervals_over_groups_are_wider_than_over_images() -> None:
     rng = np.random.default_rng(1)
     groups, labels, scores = [], [], []
@@ -97,7 +114,7 @@ def test_intervals_over_groups_are_wider_than_over_images() -> None:
             labels.append(label)
             scores.append(rng.normal(offset, 0.1))
     y, s = np.array(labels), np.array(scores)
-    by_image = bootstrap(y, s, auc, repeats=200)
-    by_group = bootstrap(y, s, auc, groups=groups, repeats=200)
+    by_image = bootstrap(y, s, auc, units=["one"] * len(y), repeats=200)
+    by_group = bootstrap(y, s, auc, units=groups, repeats=200)
     assert by_image[0] <= auc(y, s) <= by_image[1]
     assert by_group[1] - by_group[0] > 2 * (by_image[1] - by_image[0])

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from pydantic import ValidationError
 
+from model.errors import ModelError
 from model.nsnet import NSNetConfig
 from model.training.ablation import ablate, variants
 from model.training.lora import LoraOptions
 from model.training.manifest import read_manifest
-from model.training.options import TrainOptions
+from model.training.options import TrainOptions, preset
 from model.training.trainer import FitOptions
 from tests.conftest import RULE, TINY
 from tests.model.training.toy import toy_images
@@ -44,6 +46,28 @@ def test_the_chosen_sections_are_trained_and_tabled(
     for row in found["rows"]:
         assert row["clean"]["auc"] > 0.75  # chance is 0.5
         assert f"{row['clean']['auc']:.3f} (" in table
+
+
+@pytest.mark.parametrize(
+    "options", [preset("paper"), BASE.model_copy(update={"head": None})], ids=["live", "no head"]
+)
+def test_options_that_fit_no_head_are_refused_before_anything_is_trained(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="live, or head = null, trains none"):
+        ablate(
+            [], [], options, tmp_path, command="a test", cache=tmp_path, dtype=torch.float32,
+            engine="torch", accelerator=Accelerator(cpu=True),
+        )  # fmt: skip
+
+
+def test_every_variant_is_consistent() -> None:
+    for base in (BASE, preset("default")):
+        for row in variants(base, 64):
+            assert TrainOptions.model_validate(row.options.model_dump()) == row.options
+    contradiction = BASE.model_copy(update={"head": FIT.model_copy(update={"bce_share": 2.0})})
+    with pytest.raises(ValidationError, match="bce_share"):
+        next(variants(contradiction, 64))
 
 
 def test_every_comparison_holds_what_is_shipped() -> None:

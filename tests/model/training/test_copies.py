@@ -2,10 +2,12 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from model.errors import ModelError
@@ -18,6 +20,7 @@ from model.training.copies import (
     Canvas,
     CanvasSource,
     canvases_of,
+    copy_of,
     one_canvas,
     usable,
 )
@@ -27,6 +30,7 @@ from tests.images import photo
 
 HOW = Augmentation()
 KINDS = (CLEAN, EQUALISED, DEGRADED, DEGRADED)
+SHARES = (1, 1, 2)
 
 
 def row(folder: Path, name: str, width: int = 150, height: int = 130, seed: int = 0) -> Row:
@@ -65,15 +69,31 @@ def test_what_a_step_draws_depends_on_its_number_alone(
 ) -> None:
     rows = [row(tmp_path, f"{i}.png", seed=i) for i in range(3)]
     members = torch.tensor([2, 0, 2])
-    first = CanvasSource(rows, RULE, KINDS, HOW).read(members, 5)
+    first = CanvasSource(rows, RULE, SHARES, HOW).read(members, 5)
     monkeypatch.setattr("model.training.copies.spare_threads", lambda: 3)
-    several = CanvasSource(rows, RULE, KINDS, HOW)
+    several = CanvasSource(rows, RULE, SHARES, HOW)
     several.read(members, 4)
     assert first.shape == (3, 3, 64, 64)
     assert torch.equal(several.read(members, 5), first)
     assert torch.equal(several.read(members[:2], 5), first[:2])
     assert not torch.equal(several.read(members, 6)[1], first[1])
     assert not torch.equal(first[0], first[2])  # one image twice in a step: two draws
+
+
+def test_copies_are_drawn_as_often_as_their_shares_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def noted(image: Image.Image, kind: int, *arguments: Any) -> tuple[Image.Image, PatchRule]:
+        drawn.append(kind)
+        return copy_of(image, CLEAN, *arguments)
+
+    monkeypatch.setattr("model.training.copies.copy_of", noted)
+    source = CanvasSource([row(tmp_path, "a.png")], RULE, (6, 0, 2), HOW)
+    source.read(torch.zeros(400, dtype=torch.long), 0)
+    assert drawn.count(EQUALISED) == 0
+    assert 250 < drawn.count(CLEAN) < 350
 
 
 def test_images_that_a_step_could_stumble_over_are_found_at_once(
@@ -96,7 +116,7 @@ def test_every_copy_of_a_usable_image_can_be_cut(size: tuple[int, int], tmp_path
     rule = PatchRule(patch_size=32, canvas_size=64)
     rows = [row(tmp_path, "a.png", *size)]
     assert usable(rows, rule).all()
-    source = CanvasSource(rows, rule, KINDS, HOW)
+    source = CanvasSource(rows, rule, SHARES, HOW)
     for step in range(12):
         assert source.read(torch.tensor([0, 0]), step).shape == (2, 3, 64, 64)
 
@@ -114,7 +134,7 @@ def test_one_canvas_of_a_copy_is_the_whole_image_as_often_as_in_service(tmp_path
     assert [canvas.kind for canvas in found] == [CLEAN] * 3 + [DEGRADED] * 2
     image = torch.from_numpy(np.array(photo(150, 130))).permute(2, 0, 1)[None]
     assert torch.equal(found[0].pixels, select_patches(image, rule).canvases[0, 0])
-    source = CanvasSource([here], rule, (CLEAN,), HOW)
+    source = CanvasSource([here], rule, (1, 0, 0), HOW)
     wholes = sum(
         bool(torch.equal(pixels, found[0].pixels))
         for step in range(10)

@@ -1,5 +1,6 @@
 """What the frozen tower computed is kept whole, or computed again."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_an_extraction_that_was_killed_starts_again(
         with pytest.raises(KeyboardInterrupt):
             computed(rows, tower, cache)
     [left] = cache.iterdir()
-    assert left.suffix == ".hidden"
+    assert left.name.endswith(".hidden.part")
     left.write_bytes(left.read_bytes()[:1000])
     again = computed(rows, tower, cache)
     assert again.hidden is not None
@@ -98,6 +99,44 @@ def test_what_decides_the_features_decides_the_file(
         computed(rows, tower, tmp_path / "cache", **changes)
     computed(rows[:4], tower, tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 5
+
+
+def test_other_images_of_the_same_names_are_computed_anew(
+    rows: list[Row], tower: Backbone, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    first = computed(rows, tower, cache)
+    assert first.hidden is not None
+    kept = first.tokens.clone(), first.hidden.clone()
+    (tmp_path / "other").mkdir()
+    others = [Row(tmp_path / "other" / row.path.name, AI, "g", "r") for row in rows]
+    for seed, row in enumerate(others):
+        photo(150, 130, seed + 100).save(row.path)
+    second = computed(others, tower, cache)
+    alone = computed(others, tower, tmp_path / "alone")
+    assert torch.equal(second.tokens, alone.tokens)
+    assert not torch.equal(second.tokens, kept[0])
+    assert torch.equal(first.hidden, kept[1])  # which a run under way still reads
+    rows[0].path.write_bytes(others[0].path.read_bytes())  # edited in place
+    edited = computed(rows, tower, cache)
+    assert torch.equal(edited.tokens[0], second.tokens[0])
+    assert torch.equal(edited.tokens[-1], kept[0][-1])
+    rows[1].path.unlink()  # one that is gone says nothing; those that are there are looked at
+    assert torch.equal(computed(rows, tower, cache).tokens, edited.tokens)
+    os.utime(rows[2].path, ns=(0, 0))
+    assert computed(rows, tower, cache).row.unique().tolist() == [0, 2, 3, 4]
+
+
+def test_an_extraction_that_fails_takes_nothing_away(
+    rows: list[Row], tower: Backbone, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    kept = computed(rows, tower, cache, depth=1).tokens.clone()
+    for row in rows:
+        row.path.unlink()
+    with pytest.raises(ModelError, match="no image could be read"):
+        computed(rows, tower, cache, depth=3)
+    assert torch.equal(computed(rows, tower, cache, depth=1).tokens, kept)
 
 
 def test_another_engine_gives_the_same_tokens_in_a_file_of_its_own(

@@ -141,6 +141,8 @@ def test_folds_keep_groups_whole_and_classes_balanced() -> None:
     for row, fold in zip(rows, assigned, strict=True):
         seen[row.group if row.label == AI else row.repository].add(fold)
     assert all(len(where) == 1 for where in seen.values())
+    assert {row.unit for row in rows if row.label == AI} == {f"gan{g}" for g in range(20)}
+    assert {row.unit for row in rows if row.label == REAL} == {f"site{g}" for g in range(6)}
     for fold in range(4):
         labels = [row.label for row, f in zip(rows, assigned, strict=True) if f == fold]
         assert labels.count(AI) == 25

@@ -23,9 +23,11 @@ from model.errors import ModelError
 from model.nsnet import NSNetConfig
 from model.nullspace import StoredProjector, null_space
 from model.patches import PatchRule, select_patches
-from model.training import features, pipeline, trainer
+from model.training import copies, features, pipeline, trainer
+from model.training.ablation import _figures
+from model.training.copies import DEGRADED, EQUALISED
 from model.training.lora import LoraOptions
-from model.training.manifest import read_manifest
+from model.training.manifest import AI, REAL, Row, read_manifest
 from model.training.options import TrainOptions, preset
 from model.training.pipeline import Experiment, train
 from model.training.trainer import FitOptions
@@ -44,7 +46,7 @@ WAYS = {
     ),
     "live": TrainOptions(
         network=JOINT, head=None, live=True, lora=LoraOptions(blocks=(1, 2, 3), rank=2),
-        lora_fit=TUNE, **BASE,
+        lora_fit=TUNE.model_copy(update={"steps": 60}), **BASE,  # it has no head to begin with
     ),
 }  # fmt: skip
 
@@ -147,7 +149,8 @@ def test_a_checkpoint_is_trained_recorded_and_detects(
     prepared = [detector.prepare(p) for p in pixels]
     with torch.inference_mode():
         logits = trained[-1](torch.cat([p.canvases for p in prepared]), [2] * 4)
-    assert detector.logits(prepared) == pytest.approx(logits.tolist(), abs=1e-3)
+    found = [detection.logit for detection in detector.predict(prepared)]
+    assert found == pytest.approx(logits.tolist(), abs=1e-3)
     adapters = [name for name in load_file(out) if name.startswith("lora.")]
     assert len(adapters) == (8 * len(options.lora.blocks) if options.lora else 0)
     if options.lora:
@@ -181,6 +184,38 @@ def test_the_same_command_gives_the_same_weights(
     second = run(tmp_path, short, "b")
     assert first.read_bytes() == second.read_bytes()
     assert (tmp_path / "cache").exists() == (way != "live")
+
+
+def test_live_training_draws_copies_by_the_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = read_manifest(toy_images(tmp_path, 8), "train")
+    drawn = set()
+    fresh = copies.copy_of
+    monkeypatch.setattr(copies, "copy_of", lambda *a: drawn.add(a[1]) or fresh(*a))
+    for degraded, expected in ((1, {EQUALISED, DEGRADED}), (0, {EQUALISED})):
+        drawn.clear()
+        options = WAYS["live"].model_copy(
+            update={"shares": (0.0, 1.0, 1.0), "degraded": degraded,
+                    "lora_fit": TUNE.model_copy(update={"steps": 2})}
+        )  # fmt: skip
+        Experiment(
+            rows, projector(JOINT), options, cache=tmp_path, dtype=torch.float32,
+            accelerator=Accelerator(cpu=True),
+        ).fit(torch.ones(8, dtype=torch.bool))  # fmt: skip
+        assert drawn == expected
+
+
+def test_held_out_figures_have_intervals_over_repositories_of_photographs() -> None:
+    """Eight groups, but two pipelines: one is always accused, the other never."""
+    rows = [Row(Path(str(i)), REAL, f"group{i // 5}", f"site{i // 20}") for i in range(40)]
+    rows += [Row(Path(str(i)), AI, "gan", "site0") for i in range(5)]
+    scores = np.repeat([0.9, 0.0, 0.5], [20, 20, 5])
+    part = pipeline.HeldOut(np.arange(45), scores, np.array([row.label for row in rows]))
+    found = pipeline.figures(rows, part, scores, ai_above=0.95)
+    assert found["auc"] == 0.5
+    assert found["auc_95"] == [0, 1]
+    assert _figures(rows, part)["auc_95"] == (0, 1)
 
 
 def test_a_run_whose_images_are_gone_ends_without_ranges(
@@ -296,6 +331,7 @@ def test_no_network_of_a_finished_fold_is_kept(tmp_path: Path) -> None:
         ("lora", {"lora": {"blocks": [1, 3]}}, "a frozen block below"),
         ("lora", {"lora": {"blocks": [4]}}, "a frozen block below"),
         ("lora", {"lora": {"blocks": [3, 4]}}, "would never be trained"),
+        ("frozen", {"shares": [0, 0, 1], "degraded": 0}, "one kind of copy that is made"),
         ("frozen", {"epochs": 3}, "Extra inputs"),
     ],
 )
