@@ -4,8 +4,8 @@
 
 Starts a real server per row of the table and posts every image to it. Rows: the checkpoint; the
 same one reading one window, at the centre, instead of selected ones. Intervals are 95 % bootstraps
-over whole generators and repositories. The checkpoint is by default the twin of the shipped one that was trained without
-the split `val`.
+over generators and repositories of photographs. The checkpoint is by default the twin of the
+shipped one that was trained without the split `val`.
 """
 
 import argparse
