@@ -6,9 +6,10 @@ its finest structure. A rule may put the whole image, resized, before them: it l
 resizing and compression leave.
 
 What the paper leaves open, decided by measurement on the frozen ViT-B/16. (a): AUC over left-out
-groups, 675 training images (`benchmarks/mosaics.py`); (b): AUC on 385 validation images, native
-windows, blocks 4-10, a linear head, measured once while choosing (`benchmarks/accuracy.py` sets the
-outcome beside a centre window). Both clean; differences under 0.01 are noise.
+groups, 675 training images (`benchmarks/mosaics.py`, its features then standardised over all
+folds); (b): AUC on 385 validation images, native windows, blocks 4-10, a linear head, measured once
+while choosing (`benchmarks/accuracy.py` sets the outcome beside a centre window). Both clean;
+differences under 0.01 are noise.
 
 * Order on the canvas: raster 0.934, falling entropy 0.936 (a): no difference. Raster.
 * Which extremes, 32 px: both 0.934, highest 0.929, lowest 0.917 (a). Both, as in the paper.
