@@ -25,6 +25,7 @@ from app.metrics import Metrics
 from app.schemas import DetectionOut, ImageOut, ModelOut, ThresholdsOut, TimingsOut
 from app.settings import Settings
 from app.uploads import Upload
+from model.cores import use_threads
 from model.detector import (
     Detection,
     Detector,
@@ -119,7 +120,7 @@ class Service:
         self._decoding: list[float] = []  # starts of what the pool is at
         # One thread each for its own torch operations: cores are for the forward pass.
         self._pool = ThreadPoolExecutor(
-            settings.decoders(), "decode", initializer=_use_threads, initargs=(1,)
+            settings.decoders(), "decode", initializer=use_threads, initargs=(1,)
         )
 
     # --- life -----------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ class Service:
             batcher = Batcher(
                 detector.submit,
                 functools.partial(detector.warm_up, [1]),
-                functools.partial(_use_threads, detector.torch_threads(self.settings.threads())),
+                functools.partial(use_threads, detector.torch_threads(self.settings.threads())),
                 lambda: self.admission.taken,
                 self.metrics,
                 max_batch=self.settings.max_batch,
@@ -389,14 +390,6 @@ async def _in_daemon_thread(work: Callable[[], Detector]) -> Detector:
 
     threading.Thread(target=run, name="load", daemon=True).start()
     return await asyncio.wrap_future(done)
-
-
-def _use_threads(count: int) -> None:
-    """Let torch use `count` threads when called from this thread."""
-    torch.set_num_threads(count)
-    # A thread takes the number that was set last, by any thread, at its first operation. Asking for
-    # it is one: without it, the forward pass would inherit the decoders' single thread.
-    torch.get_num_threads()
 
 
 def _ms(seconds: float) -> float:

@@ -13,8 +13,7 @@ def ahead(
     work: Callable[[T], R],
     items: Iterable[T],
     limit: int,
-    threads: int = 1,
-    setup: Callable[[], object] | None = None,
+    pool: ThreadPoolExecutor | None = None,
 ) -> Iterator[R]:
     """Results of `work` in the order of `items`, computed in threads, at most `limit` ahead.
 
@@ -22,13 +21,12 @@ def ahead(
         work: what it raises is raised where its result is taken.
         items: taken as the work goes on.
         limit: results that wait.
-        threads: how many are computed at a time.
-        setup: called first in each thread.
+        pool: the threads, shut down in the end; one of its own without.
     """
     queue: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads, initializer=setup) as pool:
+    with pool or ThreadPoolExecutor(1) as threads:
         for item in items:
-            queue.append(pool.submit(work, item))
+            queue.append(threads.submit(work, item))
             if len(queue) > limit:
                 yield queue.popleft().result()
         while queue:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -10,16 +11,22 @@ def cores() -> int:
     return min(_affinity(), _quota())
 
 
-def spare_threads() -> int:
-    """Threads that work ahead of the network: all cores but one."""
-    return max(1, cores() - 1)
-
-
-def one_thread() -> None:
-    """Let torch compute what this thread asks for without helpers: there are more like it."""
+def use_threads(count: int) -> None:
+    """Let torch use `count` threads when called from this thread."""
     import torch  # settings are read without it
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
+    # A thread takes the number that was set last, by any thread, at its first operation. Asking for
+    # it is one: without it, a forward pass would inherit the decoders' single thread.
+    torch.get_num_threads()
+
+
+def spare_pool() -> ThreadPoolExecutor:
+    """Threads that work ahead of the network: all cores but one, torch without helpers in each."""
+    import torch
+
+    torch.get_num_threads()  # this thread's own number is settled before the others set theirs
+    return ThreadPoolExecutor(max(1, cores() - 1), "ahead", use_threads, (1,))
 
 
 def _affinity() -> int:

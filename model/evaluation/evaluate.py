@@ -14,7 +14,7 @@ from rich.progress import track
 from model import pixels
 from model.ahead import ahead
 from model.checkpoint import Calibration, Verdict
-from model.cores import one_thread, spare_threads
+from model.cores import spare_pool
 from model.detector import Detector, Prepared
 from model.errors import ImageTooSmallError, ModelError
 from model.evaluation.conditions import CONDITIONS, name_rng
@@ -100,9 +100,7 @@ def evaluate(
             placed[name].append(row)
             logits[name].append(detection.logit)
 
-    torch.get_num_threads()  # this thread's own number is settled before the others get theirs
-    found = ahead(copies, rows, _AHEAD, spare_threads(), one_thread)
-    pairs = zip(rows, found, strict=True)
+    pairs = zip(rows, ahead(copies, rows, _AHEAD, spare_pool()), strict=True)
     for row, prepared in track(pairs, total=len(rows), description="evaluate", transient=True,
                                console=Console(stderr=True), disable=not progress):  # fmt: skip
         for name, item in zip(conditions, prepared, strict=True):

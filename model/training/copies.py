@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.ahead import ahead
-from model.cores import one_thread, spare_threads
+from model.cores import spare_pool
 from model.errors import ImageTooSmallError, ModelError
 from model.patches import PatchRule, select_patches
 from model.pixels import UNREADABLE, read_rgb
@@ -115,8 +114,7 @@ def _guarded(rows: Sequence[Row], work: Callable[[int, Row], T]) -> Iterator[T |
             log.info("skipped %s: %s", item[1].path, error)
             return None
 
-    torch.get_num_threads()  # this thread's own number is settled before the others get theirs
-    return ahead(guarded, enumerate(rows), _AHEAD, spare_threads(), one_thread)
+    return ahead(guarded, enumerate(rows), _AHEAD, spare_pool())
 
 
 def usable(rows: Sequence[Row], rule: PatchRule) -> Tensor:
@@ -167,8 +165,7 @@ class CanvasSource:
         self._rule = rule
         self._shares = np.array(shares) / sum(shares)
         self._how = how
-        torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(spare_threads(), "canvases", one_thread)
+        self._pool = spare_pool()
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -51,4 +52,5 @@ def test_several_threads_are_set_up_and_keep_the_order() -> None:
         together.wait()
         return item
 
-    assert list(ahead(work, range(6), 4, threads=3, setup=setup)) == list(range(6))
+    pool = ThreadPoolExecutor(3, initializer=setup)
+    assert list(ahead(work, range(6), 4, pool)) == list(range(6))

@@ -70,7 +70,7 @@ def test_what_a_step_draws_depends_on_its_number_alone(
     rows = [row(tmp_path, f"{i}.png", seed=i) for i in range(3)]
     members = torch.tensor([2, 0, 2])
     first = CanvasSource(rows, RULE, SHARES, HOW).read(members, 5)
-    monkeypatch.setattr("model.training.copies.spare_threads", lambda: 3)
+    monkeypatch.setattr("model.cores.cores", lambda: 4)
     several = CanvasSource(rows, RULE, SHARES, HOW)
     several.read(members, 4)
     assert first.shape == (3, 3, 64, 64)
