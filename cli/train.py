@@ -97,7 +97,7 @@ def train(
         typer.Option(help="folder for losses, TensorBoard and the states a killed run resumes"),
     ] = None,
     name: Annotated[str, typer.Option()] = "nsnet-vit-b-16",
-    version: Annotated[str, typer.Option()] = "0.3.1",
+    version: Annotated[str, typer.Option()] = "0.4.0",
     cache: _Cache = CACHE,
     dtype: _Dtype = "auto",
     engine: _Engine = "torch",

@@ -79,8 +79,8 @@ def make_engine(
         engine = CudaEngine if device.type == "cuda" else TorchEngine
         return engine(model, device, dtype)
     return tower_engine(
-        name, model.visual, model.reads,
-        device=device, dtype=dtype, threads=threads, ranges=ranges,
+        name, model.visual, model.reads, device=device, dtype=dtype, threads=threads, ranges=ranges,
+        pooled_after=model.config.pooled_after,
     )  # fmt: skip
 
 
@@ -101,6 +101,7 @@ def tower_engine(
     dtype: torch.dtype,
     threads: int,
     ranges: Ranges | None = None,
+    pooled_after: int = 0,
 ) -> Engine:
     """Build an engine of its own weights, `openvino` or `int8`, for any tower; see `make_engine`.
 
@@ -111,7 +112,9 @@ def tower_engine(
         raise EngineError(f"the tower's engine {name!r} is not one of torch, openvino, int8")
     if device.type != "cpu":
         raise EngineError(f"the engine {name!r} runs on the CPU, not on {device}")
-    return OpenVinoEngine(visual, reads, dtype, threads, int8=name == "int8", ranges=ranges)
+    return OpenVinoEngine(
+        visual, reads, dtype, threads, int8=name == "int8", ranges=ranges, pooled_after=pooled_after
+    )
 
 
 def cpu_has(*features: str) -> bool:
@@ -231,6 +234,7 @@ class OpenVinoEngine:
         threads: CPU threads of one forward.
         int8: whether linear layers multiply in int8.
         ranges: of the tower's activations (`ranges.activation_ranges`).
+        pooled_after: see `NSNetConfig`.
     """
 
     def __init__(
@@ -242,6 +246,7 @@ class OpenVinoEngine:
         *,
         int8: bool,
         ranges: Ranges | None = None,
+        pooled_after: int = 0,
     ) -> None:
         ov = _openvino()
         if ov is None:
@@ -259,7 +264,7 @@ class OpenVinoEngine:
         }
         tiles = ranges is not None and cpu_has("amx_int8")
         graph = _Graph(ov, int8=int8 and not tiles, ranges=ranges if int8 else None)
-        compiled = ov.Core().compile_model(graph.tower(visual, reads), "CPU", options)
+        compiled = ov.Core().compile_model(graph.tower(visual, reads, pooled_after), "CPU", options)
         self._request = compiled.create_infer_request()
 
     def __call__(self, canvases: Tensor) -> Tensor:
@@ -292,7 +297,7 @@ class _Graph:
         self._int8 = int8
         self._ranges = ranges or {}
 
-    def tower(self, visual: VisionTransformer, reads: Sequence[int]) -> Any:
+    def tower(self, visual: VisionTransformer, reads: Sequence[int], pooled_after: int) -> Any:
         """Canvases uint8 [n, 3, S, S] -> ln_post of CLS tokens float32 [n, len(reads), width]."""
         ops, const, index = self._ops, self._const, self._index
         blocks = visual.transformer.resblocks
@@ -325,6 +330,8 @@ class _Graph:
             if number >= reads[0]:  # half of int8's whole error, and read as it is
                 ranges.pop("c_proj", None)
             tokens = self._block(tokens, block, ranges, last=number == reads[-1])
+            if number == pooled_after:
+                tokens = self._pooled(tokens, side // patch // 2, width)
             if number in reads:
                 found.append(self._norm(self._cls(tokens), visual.ln_post))
         result = ops.concat(found, axis=1)
@@ -377,6 +384,14 @@ class _Graph:
         split = ops.reshape(fused, shape, special_zero=True)
         split = ops.transpose(split, index([2, 0, 3, 1, 4]))
         return [ops.gather(split, index(part), index(0)) for part in range(parts)]
+
+    def _pooled(self, tokens: Any, half: int, width: int) -> Any:
+        ops, index = self._ops, self._index
+        cls, patches = ops.variadic_split(tokens, index(1), index([1, -1])).outputs()
+        squares = ops.reshape(patches, index([0, half, 2, half, 2, width]), special_zero=True)
+        means = ops.reduce_mean(squares, index([2, 4]))
+        means = ops.reshape(means, index([0, half * half, width]), special_zero=True)
+        return ops.concat([cls, means], axis=1)
 
     def _cls(self, tokens: Any) -> Any:
         return self._ops.gather(tokens, self._index([0]), self._index(1))

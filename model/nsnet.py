@@ -4,6 +4,7 @@ One code path serves the paper's configuration and the default; they differ in `
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
@@ -30,6 +31,10 @@ class NSNetConfig(BaseModel):
         description="the joint-space feature, as in the paper, or the CLS tokens of chosen blocks"
     )
     blocks: tuple[int, ...] = Field((), description="blocks read, counted from 1, rising")
+    pooled_after: int = Field(
+        0, ge=0, description="block, from 1, after which the patch tokens are averaged in squares "
+        "of 2 x 2: the blocks above it cost a quarter; 0: none",
+    )  # fmt: skip
     hidden: int = Field(128, ge=1, description="width of the embedding that the contrast acts on")
     patches: PatchRule = PatchRule()
     whole_share: float = Field(
@@ -43,6 +48,8 @@ class NSNetConfig(BaseModel):
             raise ValueError("blocks are named if and only if features = 'blocks'")
         if list(self.blocks) != sorted(set(self.blocks)) or any(b < 1 for b in self.blocks):
             raise ValueError("blocks are counted from 1, rising, without repeats")
+        if self.blocks and self.pooled_after >= self.blocks[-1]:
+            raise ValueError("pooled_after: no block that is read comes after it")
         return self
 
     @property
@@ -66,12 +73,14 @@ def _mean(logits: Sequence[Logit]) -> Logit:
 
 PRESETS: Mapping[str, NSNetConfig] = {
     "paper": NSNetConfig(backbone="ViT-L-14-quickgelu", features="joint", patches=PAPER_RULE),
-    # Middle blocks carry the artefacts, native windows stay in the frozen tower's domain, and the
-    # whole image is the surer of the two: see the ablation in weights/MODEL_CARD.md.
+    # Middle blocks carry the artefacts, native windows stay in the frozen tower's domain, the whole
+    # image is the surer of the two, and pooling costs nothing once the blocks above have learned to
+    # live with it: see the ablation in weights/MODEL_CARD.md.
     "default": NSNetConfig(
         backbone="ViT-B-16-quickgelu",
         features="blocks",
         blocks=(6, 7, 8, 9, 10, 11),
+        pooled_after=6,
         patches=PatchRule(patch_size=224, canvases=2, high_share=1.0, whole=True),
         whole_share=0.75,
     ),
@@ -123,6 +132,10 @@ class NSNet(nn.Module):
             )
         if (config.depth or 0) > len(visual.transformer.resblocks):
             raise CheckpointError(f"{config.backbone} has no block {config.depth}")
+        if config.pooled_after >= len(visual.transformer.resblocks):
+            raise CheckpointError(f"{config.backbone} has no block after {config.pooled_after}")
+        if config.pooled_after and any(side % 2 for side in visual.grid_size):
+            raise CheckpointError(f"{config.backbone}'s {visual.grid_size} patches have no squares")
         if config.patches.canvas_size != visual.image_size[0]:
             raise CheckpointError(
                 f"canvases are {config.patches.canvas_size} px, the tower takes "
@@ -141,7 +154,7 @@ class NSNet(nn.Module):
     def tokens(self, canvases: Tensor) -> Tensor:
         """What the tower sees: uint8 [n, 3, S, S] -> `block_tokens` of `reads`, in its dtype."""
         pixels = normalise(canvases).to(self.visual.conv1.weight.dtype)
-        return block_tokens(self.visual, pixels, self.reads)
+        return block_tokens(self.visual, pixels, self.reads, self.config.pooled_after)
 
     def release_tower(self) -> None:
         """Let go of the memory that only `tokens` needs, where an engine gives them instead."""
@@ -183,49 +196,89 @@ def normalise(canvases: Tensor) -> Tensor:
     return (canvases - mean) / std
 
 
-def _intermediates(
-    visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int]
-) -> dict[str, list[Tensor]]:
-    """Run the tower up to the last of `blocks` (from 1), keeping what each of them gives."""
+def pool_tokens(hidden: Tensor) -> Tensor:
+    """Average the patch tokens in squares of 2 x 2; CLS, the first, stays as it is.
+
+    [n, 1 + g * g, width] -> [n, 1 + g * g / 4, width].
+    """
+    cls, patches = hidden[:, :1], hidden[:, 1:]
+    half = math.isqrt(patches.shape[1]) // 2
+    squares = patches.reshape(len(patches), half, 2, half, 2, -1)
+    return torch.cat([cls, squares.mean(dim=(2, 4)).flatten(1, 2)], dim=1)
+
+
+def hidden_states(
+    visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int], pooled_after: int = 0
+) -> list[Tensor]:
+    """All tokens after each of `blocks` (from 1), CLS first, as the next block reads them.
+
+    The blocks past the last one named are not run.
+
+    Args:
+        visual: the tower.
+        pixels: float [n, 3, S, S], normalised.
+        blocks: counted from 1, rising.
+        pooled_after: see `NSNetConfig`.
+
+    Returns:
+        [n, L, width] each; past `pooled_after`, L is that of `pool_tokens`.
+    """
+    stop = min(pooled_after or blocks[-1], blocks[-1])
+    first = sorted({*(b for b in blocks if b < stop), stop})
     out: dict[str, list[Tensor]] = visual.forward_intermediates(
         pixels,
-        indices=[b - 1 for b in blocks],
+        indices=[b - 1 for b in first],
         stop_early=True,
         intermediates_only=True,
         output_fmt="NLC",
         output_extra_tokens=True,
     )
-    return out
+    pairs = zip(out["image_intermediates_prefix"], out["image_intermediates"], strict=True)
+    found = dict(zip(first, (torch.cat(pair, dim=1) for pair in pairs), strict=True))
+    if stop == pooled_after:
+        found[stop] = pool_tokens(found[stop])
+    found |= _onward(visual, found[stop], stop, blocks[-1], pooled_after)
+    return [found[b] for b in blocks]
 
 
-def block_tokens(visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int]) -> Tensor:
+def _onward(
+    visual: VisionTransformer, hidden: Tensor, done: int, last: int, pooled_after: int
+) -> dict[int, Tensor]:
+    """The states after each block past `done`, up to `last`, from what block `done + 1` reads."""
+    found = {}
+    for number in range(done + 1, last + 1):
+        hidden = visual.transformer.resblocks[number - 1](hidden)
+        if number == pooled_after:
+            hidden = pool_tokens(hidden)
+        found[number] = hidden
+    return found
+
+
+def block_tokens(
+    visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int], pooled_after: int = 0
+) -> Tensor:
     """ln_post of the CLS token after each of `blocks` (from 1): [n, len(blocks), width].
 
-    The blocks past the last one named are not run. ln_post brings every block into the space that
-    the tower's projection reads, where the pulled-back text directions live; after the last block
-    it is what CLIP itself projects.
+    ln_post brings every block into the space that the tower's projection reads, where the
+    pulled-back text directions live; after the last block it is what CLIP itself projects.
     """
-    out = _intermediates(visual, pixels, blocks)
-    return torch.cat([visual.ln_post(cls) for cls in out["image_intermediates_prefix"]], dim=1)
-
-
-def hidden_states(visual: VisionTransformer, pixels: Tensor, blocks: Sequence[int]) -> list[Tensor]:
-    """All tokens after each of `blocks` (from 1), CLS first: [n, L, width] each."""
-    out = _intermediates(visual, pixels, blocks)
-    pairs = zip(out["image_intermediates_prefix"], out["image_intermediates"], strict=True)
-    return [torch.cat(pair, dim=1) for pair in pairs]
+    return _read(visual, hidden_states(visual, pixels, blocks, pooled_after))
 
 
 def continue_tokens(
-    visual: VisionTransformer, hidden: Tensor, done: int, blocks: Sequence[int]
+    visual: VisionTransformer,
+    hidden: Tensor,
+    done: int,
+    blocks: Sequence[int],
+    pooled_after: int = 0,
 ) -> Tensor:
-    """`block_tokens`, from the hidden states after block `done`, before all of `blocks`."""
-    found = []
-    for number in range(done + 1, blocks[-1] + 1):
-        hidden = visual.transformer.resblocks[number - 1](hidden)
-        if number in blocks:
-            found.append(visual.ln_post(hidden[:, :1]))
-    return torch.cat(found, dim=1)
+    """`block_tokens` of `blocks`, all past `done`, from what block `done + 1` reads."""
+    found = _onward(visual, hidden, done, blocks[-1], pooled_after)
+    return _read(visual, [found[b] for b in blocks])
+
+
+def _read(visual: VisionTransformer, states: Sequence[Tensor]) -> Tensor:
+    return torch.cat([visual.ln_post(hidden[:, :1]) for hidden in states], dim=1)
 
 
 @torch.no_grad()

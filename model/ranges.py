@@ -23,13 +23,16 @@ Ranges = Mapping[str, Tensor]
 
 
 @torch.inference_mode()
-def activation_ranges(visual: VisionTransformer, canvases: Tensor, depth: int) -> dict[str, Tensor]:
+def activation_ranges(
+    visual: VisionTransformer, canvases: Tensor, depth: int, pooled_after: int = 0
+) -> dict[str, Tensor]:
     """Least and greatest value of every channel that a linear layer reads.
 
     Args:
         visual: the tower, float32, on the CPU.
         canvases: uint8 [n, 3, S, S], as in service; a few dozen of many kinds of images.
         depth: blocks.
+        pooled_after: see `NSNetConfig`.
 
     Returns:
         By `LAYERS`: float32 [depth, 2, channels].
@@ -55,7 +58,7 @@ def activation_ranges(visual: VisionTransformer, canvases: Tensor, depth: int) -
     try:
         for chunk in torch.split(canvases, _BATCH):
             batch = {layer: [] for layer in LAYERS}
-            block_tokens(visual, normalise(chunk), range(1, depth + 1))
+            block_tokens(visual, normalise(chunk), range(1, depth + 1), pooled_after)
             for layer in LAYERS:
                 found[layer].append(torch.stack(batch[layer]))  # [depth, 2, channels]
     finally:

@@ -47,7 +47,7 @@ class Variant:
 
 
 def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
-    """Every choice, each a single change of `base` with a frozen tower.
+    """Every choice, each a single change of `base` with a frozen tower, its tokens not pooled.
 
     Inputs are compared on one canvas an image, all else on what `base` cuts.
 
@@ -62,11 +62,13 @@ def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
     if head is None:
         raise ModelError("heads on cached features are compared; live, or head = null, trains none")
 
+    whole = _changed(base.network, pooled_after=0)
+
     def options(**changes: Any) -> TrainOptions:
-        return _changed(base, lora=None, **changes)
+        return _changed(base, **{"network": whole, "distil": None, "lora": None} | changes)
 
     def network(**changes: Any) -> TrainOptions:
-        return options(network=_changed(base.network, **changes))
+        return options(network=_changed(whole, **changes))
 
     def cut(rule: PatchRule) -> TrainOptions:
         return network(patches=rule)
@@ -77,11 +79,11 @@ def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
         rule = PatchRule(patch_size=size, high_share=1.0 if size == 224 else 0.5)
         yield Variant("input", f"selected patches, {size} px", cut(rule), rank)
 
-    for whole in (False, True):
-        several = cut(PatchRule(canvases=max(WINDOWS) + whole, high_share=1.0, whole=whole))
+    for square in (False, True):
+        several = cut(PatchRule(canvases=max(WINDOWS) + square, high_share=1.0, whole=square))
         for count in WINDOWS:
-            name = f"{'the whole image and ' * whole}{count} native"
-            yield Variant("canvases averaged", name, several, rank, count + whole)
+            name = f"{'the whole image and ' * square}{count} native"
+            yield Variant("canvases averaged", name, several, rank, count + square)
 
     if base.network.patches.whole:
         for share in (0.5, 0.75, 1.0):
@@ -113,6 +115,14 @@ def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
         (base.shares, "all, as shipped"),
     ):
         yield Variant("training copies", name, options(shares=shares), rank)
+
+    if base.network.pooled_after:
+        name = f"after block {base.network.pooled_after}"
+        yield Variant("pooled tokens", "none", options(), rank)
+        yield Variant("pooled tokens", name, options(network=base.network), rank)
+        if base.distil is not None:
+            pooled = options(network=base.network, distil=base.distil)
+            yield Variant("pooled tokens", f"{name}, distilled", pooled, rank)
 
     if base.lora is not None:
         yield Variant("tower", "frozen", options(), rank)
@@ -148,7 +158,7 @@ def ablate(
         command: what was run, for the record.
         cache: folder of computed features.
         dtype: of the tower's weights.
-        engine: what computes the frozen tower's features; with LoRA it is torch.
+        engine: what computes the frozen tower's features; where adapters are fitted it is torch.
         accelerator: device and processes.
         only: sections to run; None: all.
         rank: text directions removed.
@@ -167,9 +177,10 @@ def ablate(
         projector: StoredProjector = projector_of_texts(
             texts, backbone=config.backbone, space=config.features, rank=variant.rank
         )
+        adapted = variant.options.lora or variant.options.distil
         experiment = Experiment(
             rows, projector, variant.options, cache=cache, dtype=dtype, accelerator=accelerator,
-            engine="torch" if variant.options.lora else engine, views=variant.views,
+            engine="torch" if adapted else engine, views=variant.views,
         )  # fmt: skip
         left_out = experiment.held_out()
         figures = {name: _figures(rows, left_out[name]) for name in CONDITIONS}

@@ -21,7 +21,7 @@ from torch import Tensor
 from model.backbone import Backbone
 from model.engines import tower_engine
 from model.errors import ModelError
-from model.nsnet import hidden_states, normalise
+from model.nsnet import hidden_states, normalise, pool_tokens
 from model.patches import PatchRule
 from model.training.augment import Augmentation
 from model.training.copies import Canvas, canvases_ahead
@@ -41,8 +41,8 @@ class Features:
             block's, times the tower's projection, is the joint-space feature.
         row: int64 [n], the manifest row.
         kind: int64 [n], CLEAN, EQUALISED or DEGRADED.
-        hidden: float16 [n, L, width], all tokens after the last frozen block, in a memory-mapped
-            file; None where none was asked for.
+        hidden: float16 [n, L, width], all tokens after the last frozen block, as the next one reads
+            them, in a memory-mapped file; None where none was asked for.
     """
 
     tokens: Tensor
@@ -61,6 +61,8 @@ def tower_features(
     *,
     depth: int,
     frozen: int | None = None,
+    pooled_after: int = 0,
+    pool_hidden: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     engine: str = "torch",
@@ -79,6 +81,8 @@ def tower_features(
         cache: folder of what was computed before.
         depth: blocks to run; what was computed before may be deeper.
         frozen: the block, from 1, after which all tokens are kept.
+        pooled_after: see `NSNetConfig`.
+        pool_hidden: pool the tokens that are kept, of a tower that is not pooled.
         dtype: bfloat16 doubles the speed on recent CPUs; tokens differ by about 1 %.
         device: where the tower runs.
         engine: what runs it, see `engines.make_engine`. Hidden states come from torch alone.
@@ -88,7 +92,10 @@ def tower_features(
     """
     if engine != "torch" and frozen is not None:
         raise ModelError("adapters learn from what torch computes: leave --engine at torch")
-    key = f"{digest(rows)}{backbone.sha256}{rule!r}{tuple(kinds)}{how!r}{frozen}{dtype}{engine}"
+    key = (
+        f"{digest(rows)}{backbone.sha256}{rule!r}{tuple(kinds)}{how!r}{frozen}{dtype}{engine}"
+        f"{pooled_after}{pool_hidden}"
+    )
     stem = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     path, hidden_path = stem.with_suffix(".safetensors"), stem.with_suffix(".hidden")
     part, hidden_part = stem.with_suffix(".part"), stem.with_suffix(".hidden.part")
@@ -107,7 +114,7 @@ def tower_features(
             else:
                 tower = tower_engine(
                     engine, visual, range(1, depth + 1), device=torch.device(device), dtype=dtype,
-                    threads=torch.get_num_threads(),
+                    threads=torch.get_num_threads(), pooled_after=pooled_after,
                 )  # fmt: skip
             file = stack.enter_context(hidden_part.open("wb")) if frozen else None
 
@@ -117,9 +124,10 @@ def tower_features(
                 if engine != "torch":
                     return tower(pixels).half()
                 pixels = normalise(pixels.to(device))
-                states = hidden_states(visual, pixels.to(dtype), range(1, depth + 1))
+                states = hidden_states(visual, pixels.to(dtype), range(1, depth + 1), pooled_after)
                 if file is not None and frozen is not None:
-                    file.write(states[frozen - 1].half().cpu().numpy().tobytes())
+                    kept = pool_tokens(states[frozen - 1]) if pool_hidden else states[frozen - 1]
+                    file.write(kept.half().cpu().numpy().tobytes())
                 tokens = torch.stack([visual.ln_post(h[:, 0]) for h in states], dim=1)
                 return tokens.half().cpu()
 
@@ -133,6 +141,8 @@ def tower_features(
     hidden = None
     if frozen is not None:
         length, width = visual.positional_embedding.shape
+        if pool_hidden or 0 < pooled_after <= frozen:
+            length = 1 + (length - 1) // 4
         shape = (len(found["row"]), length, width)
         hidden = torch.from_file(
             str(hidden_path), shared=False, size=math.prod(shape), dtype=torch.float16

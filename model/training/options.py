@@ -6,6 +6,7 @@ from model.errors import ModelError
 from model.nsnet import PRESETS, NSNetConfig
 from model.training.augment import Augmentation
 from model.training.copies import CLEAN, DEGRADED, EQUALISED
+from model.training.distil import DistilOptions
 from model.training.lora import LoraOptions
 from model.training.trainer import FitOptions
 
@@ -19,7 +20,12 @@ class TrainOptions(BaseModel):
     head: FitOptions | None = Field(
         FitOptions(), description="how the head is fitted to the frozen tower; None: not at first"
     )
-    lora: LoraOptions | None = Field(None, description="adapters; None: the tower stays frozen")
+    distil: DistilOptions | None = Field(
+        None, description="adapters that make up for pooled tokens, fitted first; None: none"
+    )
+    lora: LoraOptions | None = Field(
+        None, description="adapters that learn the classes; None: none do"
+    )
     lora_fit: FitOptions = Field(
         FitOptions(steps=400, batch_size=32, learning_rate=1e-4),
         description="how adapters and head are fitted together, after the head alone",
@@ -49,6 +55,8 @@ class TrainOptions(BaseModel):
     def _consistent(self) -> "TrainOptions":
         if self.lora is None and (self.live or self.head is None):
             raise ValueError("a frozen tower is trained from cached features, its head alone")
+        if self.distil is not None:
+            self._check_distil(self.distil)
         if min(self.shares) < 0 or not any(self.shares[: 3 if self.degraded else 2]):
             raise ValueError("shares: at least one kind of copy that is made must be drawn")
         if self.live and self.head is not None:
@@ -60,6 +68,15 @@ class TrainOptions(BaseModel):
         if self.lora is not None and max(self.lora.blocks) > (self.network.depth or 10**6):
             raise ValueError("adapters past the last block that is read would never be trained")
         return self
+
+    def _check_distil(self, distil: DistilOptions) -> None:
+        pooled, depth = self.network.pooled_after, self.network.depth
+        if not pooled or self.network.features != "blocks":
+            raise ValueError("distil makes up for pooled tokens: network.pooled_after, of blocks")
+        if not all(pooled < block <= (depth or 0) for block in distil.lora.blocks):
+            raise ValueError("distil adapts blocks above the pooled tokens that are run")
+        if self.lora is not None:
+            raise ValueError("distil or lora: what one adapts the other would change")
 
     @property
     def measured(self) -> int:
@@ -84,7 +101,8 @@ def preset(name: str) -> TrainOptions:
     if name == "default":
         # On left-out groups the contrast costs more than it gives: see weights/MODEL_CARD.md.
         head = FitOptions(bce_share=1.0, smoothing=0.1)
-        return TrainOptions(network=network, head=head, shares=(3.0, 3.0, 2.0))
+        distil = DistilOptions(lora=LoraOptions(blocks=(7, 8, 9, 10, 11), rank=32, alpha=64))
+        return TrainOptions(network=network, head=head, distil=distil, shares=(3.0, 3.0, 2.0))
     return TrainOptions(
         network=network, head=None, live=True,
         lora=LoraOptions(blocks=tuple(range(1, 25)), rank=8),

@@ -36,6 +36,7 @@ from model.training.copies import (
     canvases_ahead,
     usable,
 )
+from model.training.distil import DistilOptions, distil
 from model.training.features import Features, tower_features
 from model.training.manifest import AI, REAL, Row, digest, folds
 from model.training.options import TrainOptions
@@ -79,6 +80,10 @@ class Experiment:
         accelerator: device and processes.
         engine: what computes the frozen tower's features.
         views: canvases of an image that are looked at in scoring, the first ones; None: all.
+        run: folder of the resumable state of what is fitted here, for all networks.
+
+    Attributes:
+        deltas: what that adds to the tower, as `nsnet.merge_lora` takes it.
 
     Raises:
         ModelError: a projector of another backbone or space, or no image can be read.
@@ -95,6 +100,7 @@ class Experiment:
         accelerator: Accelerator,
         engine: str = "torch",
         views: int | None = None,
+        run: Path | None = None,
     ) -> None:
         config = options.network
         if (projector.backbone, projector.space) != (config.backbone, config.features):
@@ -110,6 +116,7 @@ class Experiment:
         self._dtype = dtype
         self._accelerator = accelerator
         self._frozen = min(options.lora.blocks) - 1 if options.lora else 0
+        self.deltas: dict[str, tuple[Tensor, Tensor]] = {}
         self.features: Features | None = None
         self._tower = load_backbone(config.backbone, depth=None)
         self.backbone_sha256 = self._tower.sha256
@@ -118,17 +125,36 @@ class Experiment:
             self._usable = usable(rows, config.patches)
         else:
             # One process computes, the others read what it wrote.
+            distilled = options.distil is not None
             with accelerator.main_process_first():
                 self.features = tower_features(
                     rows, self._tower, config.patches, options.kinds, options.augmentation, cache,
-                    depth=network.reads[-1], frozen=self._frozen or None, dtype=dtype,
-                    device=str(accelerator.device), engine=engine,
+                    depth=network.reads[-1],
+                    frozen=config.pooled_after if distilled else self._frozen or None,
+                    pooled_after=0 if distilled else config.pooled_after, pool_hidden=distilled,
+                    dtype=dtype, device=str(accelerator.device), engine=engine,
                 )  # fmt: skip
+            if options.distil is not None:
+                self._distil(self.features, options.distil, run)
             self._usable = torch.zeros(len(rows), dtype=torch.bool)
             self._usable[self.features.row] = True
             tokens = self.features.tokens[:, [b - 1 for b in network.reads]]
             parts = torch.split(tokens, 1024)
             self._x = torch.cat([network.decouple(part).half() for part in parts])
+
+    def _distil(self, features: Features, options: DistilOptions, run: Path | None) -> None:
+        """Adapt the blocks above the pooled tokens; the features become the adapted tower's."""
+        config = self.options.network
+        assert features.hidden is not None  # noqa: S101  (narrows the type)
+        visual = load_backbone(config.backbone, depth=config.depth).visual.to(self._dtype)
+        above = [b for b in config.blocks if b > config.pooled_after]
+        places = [b - 1 for b in above]
+        features.tokens[:, places] = distil(
+            visual, features.hidden, features.tokens[:, places], config.pooled_after, above,
+            options, accelerator=self._accelerator, run=run / "distil" if run else None,
+        )  # fmt: skip
+        self.deltas = lora.deltas(visual.cpu())
+        self._accelerator.free_memory()
 
     def _network(self) -> NSNet:
         """A new network; heads share one tower, adapters each change one of their own."""
@@ -340,7 +366,7 @@ def train(
                               "dtype": str(dtype), "engine": engine})  # fmt: skip
     experiment = Experiment(
         rows, projector, options,
-        cache=cache, dtype=dtype, engine=engine, accelerator=accelerator,
+        cache=cache, dtype=dtype, engine=engine, accelerator=accelerator, run=run,
     )  # fmt: skip
     left_out = experiment.held_out(run)
     calibration, cuts = calibrate(
@@ -385,7 +411,7 @@ def train(
         },
     )  # fmt: skip
     if main:
-        deltas = lora.deltas(network.visual) if options.lora else {}
+        deltas = lora.deltas(network.visual) if options.lora else experiment.deltas
         save_checkpoint(out, network, metadata, deltas, _ranges(rows, options.network, deltas))
         if run is not None:
             _write(run / "metrics.json", metadata.evaluation)
@@ -408,7 +434,7 @@ def _ranges(
     visual = load_backbone(config.backbone, depth=config.depth).visual.float()
     merge_lora(visual, deltas)
     depth = config.depth or len(visual.transformer.resblocks)
-    return activation_ranges(visual, torch.stack(canvases), depth)
+    return activation_ranges(visual, torch.stack(canvases), depth, config.pooled_after)
 
 
 def figures(rows: Sequence[Row], part: HeldOut, scores: Array, ai_above: float) -> dict[str, Any]:

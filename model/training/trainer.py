@@ -1,6 +1,4 @@
-"""The training loop: one for a head on frozen features and for LoRA through the tower.
-
-Loss = (1 - lambda) * supervised contrast + lambda * binary cross-entropy (paper, section 3.4).
+"""The training loop: one for heads on frozen features, for LoRA, and for a tower's own tokens.
 
 What a step reads and draws depends on the seed and the step's number alone, so a run that was
 killed goes on exactly where its last saved step was.
@@ -12,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -85,8 +83,8 @@ class Trainee(nn.Module):
     Args:
         network: the network.
         dropout: share of features that are dropped in training.
-        entry: what its inputs are: null-space `features` [n, F], `hidden` states [n, L, width]
-            after block `done`, or `canvases` uint8 [n, 3, S, S].
+        entry: what its inputs are: null-space `features` [n, F], `hidden` states [n, L, width],
+            as block `done + 1` reads them, or `canvases` uint8 [n, 3, S, S].
         done: the last block, from 1, that hidden states have passed.
     """
 
@@ -110,13 +108,14 @@ class Trainee(nn.Module):
         if self.entry == "features":
             return inputs
         visual, reads = self.network.visual, self.network.reads
+        pooled = self.network.config.pooled_after
         dtype = visual.conv1.weight.dtype
         # The adapters' weights stay float32; what they compute is of the tower's type.
         with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
             if self.entry == "hidden":
-                tokens = continue_tokens(visual, inputs.to(dtype), self.done, reads)
+                tokens = continue_tokens(visual, inputs.to(dtype), self.done, reads, pooled)
             else:
-                tokens = block_tokens(visual, normalise(inputs).to(dtype), reads)
+                tokens = block_tokens(visual, normalise(inputs).to(dtype), reads, pooled)
         return self.network.decouple(tokens)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,12 +136,13 @@ def standardise(head: Head, features: Tensor) -> None:
 
 
 def fit(
-    model: Trainee,
+    model: nn.Module,
     source: Source,
-    labels: Tensor,
+    targets: Tensor,
     weights: Tensor,
     options: FitOptions,
     *,
+    criterion: Callable[[Any, Tensor], Tensor] | None = None,
     run: Path | None = None,
     save_every: int = 100,
     accelerator: Accelerator | None = None,
@@ -153,9 +153,11 @@ def fit(
     Args:
         model: its parameters that require a gradient are trained.
         source: the samples.
-        labels: int64 [n], 1 = AI.
+        targets: [n, ...], what the criterion compares with; without one int64 [n], 1 = AI.
         weights: float64 [n], how often each sample is drawn.
         options: see `FitOptions`.
+        criterion: the loss of the model's outputs beside a step's targets; without one the paper's,
+            of logits and embeddings.
         run: folder for the resumable state, the loss curve and TensorBoard's events. A run that
             is found there goes on.
         save_every: steps between saved states.
@@ -182,14 +184,14 @@ def fit(
     rates = [group["lr"] for group in optimiser.param_groups]
     factor = _cosine(options)
     average = {name: p.detach().clone() for name, p in trained.items()}
-    state = _State(run, _fingerprint(labels, weights, options, trained))
+    state = _State(run, _fingerprint(targets, weights, options, trained))
     losses = state.load(trained, average, optimiser)
     wrapped, prepared = accelerator.prepare(model, optimiser)
     average = {name: average[name].to(p.device) for name, p in trained.items()}
     writer = None
     if run is not None and accelerator.is_main_process:
         writer = SummaryWriter(run, purge_step=len(losses))
-    contrast = SupConLoss(temperature=options.temperature)
+    criterion = criterion or _PaperLoss(options)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
 
     steps = range(len(losses), options.steps)
@@ -200,10 +202,9 @@ def fit(
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * factor(step)
         drawn, inputs = next(batches)
-        inputs, y = inputs.to(accelerator.device), labels[drawn].to(accelerator.device)
+        inputs, y = inputs.to(accelerator.device), targets[drawn].to(accelerator.device)
         torch.manual_seed(_seed(options, step) + accelerator.process_index)  # of dropout
-        logits, embedding = wrapped(inputs)
-        loss = _loss(logits, embedding, y, contrast, options)
+        loss = criterion(wrapped(inputs), y)
         # Over all processes: every one of them stops at the same step.
         value = float(accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
@@ -252,14 +253,21 @@ def _batches(
     return ahead(read, steps, 1)
 
 
-def _loss(
-    logits: Tensor, embedding: Tensor, labels: Tensor, contrast: SupConLoss, options: FitOptions
-) -> Tensor:
-    target = labels.float() * (1 - 2 * options.smoothing) + options.smoothing
-    loss = options.bce_share * nn.functional.binary_cross_entropy_with_logits(logits, target)
-    if options.bce_share < 1:
-        loss = loss + (1 - options.bce_share) * contrast(embedding, labels)
-    return loss
+class _PaperLoss:
+    """(1 - lambda) * supervised contrast + lambda * binary cross-entropy (paper, section 3.4)."""
+
+    def __init__(self, options: FitOptions) -> None:
+        self._options = options
+        self._contrast = SupConLoss(temperature=options.temperature)
+
+    def __call__(self, outputs: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        logits, embedding = outputs
+        share, smoothing = self._options.bce_share, self._options.smoothing
+        target = labels.float() * (1 - 2 * smoothing) + smoothing
+        loss = share * nn.functional.binary_cross_entropy_with_logits(logits, target)
+        if share < 1:
+            loss = loss + (1 - share) * self._contrast(embedding, labels)
+        return loss
 
 
 def _cosine(options: FitOptions) -> Callable[[int], float]:
@@ -275,12 +283,12 @@ def _cosine(options: FitOptions) -> Callable[[int], float]:
 
 
 def _fingerprint(
-    labels: Tensor, weights: Tensor, options: FitOptions, trained: dict[str, nn.Parameter]
+    targets: Tensor, weights: Tensor, options: FitOptions, trained: dict[str, nn.Parameter]
 ) -> str:
     """Of all that decides a run but the samples themselves, which the caller's cache names."""
     shapes = {name: list(p.shape) for name, p in trained.items()}
     text = options.model_dump_json() + json.dumps(shapes)
-    data = labels.numpy().tobytes() + weights.double().numpy().tobytes()
+    data = targets.numpy().tobytes() + weights.double().numpy().tobytes()
     return hashlib.sha256(text.encode() + data).hexdigest()
 
 
