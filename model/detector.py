@@ -273,10 +273,11 @@ class Detector:
         logits = self._forward([item.canvases for item in batch])
         copied = None
         if logits.device.type == "cuda":
+            stream = torch.cuda.current_stream(logits.device)
             host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
             logits = host.copy_(logits, non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record(torch.cuda.current_stream(logits.device))
+            copied.record(stream)
         return Pending(logits, copied, functools.partial(self._results, batch))
 
     def predict(self, batch: Sequence[Prepared]) -> list[Detection]:
