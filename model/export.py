@@ -121,7 +121,7 @@ def max_difference(path: Path, network: nn.Module, size: int) -> float:
         network: uint8 [n, 3, S, S] -> float32 [n].
         size: S.
     """
-    import onnxruntime  # of the [train] extra
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     differences = []

@@ -203,7 +203,7 @@ def pool_tokens(hidden: Tensor) -> Tensor:
     """
     cls, patches = hidden[:, :1], hidden[:, 1:]
     half = math.isqrt(patches.shape[1]) // 2
-    squares = patches.reshape(len(patches), half, 2, half, 2, -1)
+    squares = patches.unflatten(1, (half, 2, half, 2))  # type: ignore[no-untyped-call]
     return torch.cat([cls, squares.mean(dim=(2, 4)).flatten(1, 2)], dim=1)
 
 

@@ -42,8 +42,11 @@ def tiny_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["joint", "blocks"])
 def config(request: pytest.FixtureRequest) -> NSNetConfig:
-    blocks = (1, 2) if request.param == "blocks" else ()
-    return NSNetConfig(backbone=TINY, features=request.param, blocks=blocks, hidden=8, patches=RULE)
+    blocks, pooled = ((1, 2), 1) if request.param == "blocks" else ((), 0)
+    return NSNetConfig(
+        backbone=TINY, features=request.param, blocks=blocks, pooled_after=pooled, hidden=8,
+        patches=RULE,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ class Experiment:
             self._x = torch.cat([network.decouple(part).half() for part in parts])
 
     def _distil(self, features: Features, options: DistilOptions, run: Path | None) -> None:
-        """Adapt the blocks above the pooled tokens; the features become the adapted tower's."""
+        """Adapt the blocks above the pooled tokens; tower and features become the adapted ones."""
         config = self.options.network
         assert features.hidden is not None  # noqa: S101  (narrows the type)
         visual = load_backbone(config.backbone, depth=config.depth).visual.to(self._dtype)
@@ -154,6 +154,7 @@ class Experiment:
             options, accelerator=self._accelerator, run=run / "distil" if run else None,
         )  # fmt: skip
         self.deltas = lora.deltas(visual.cpu())
+        merge_lora(self._tower.visual, self.deltas)
         self._accelerator.free_memory()
 
     def _network(self) -> NSNet:

@@ -6,17 +6,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_clip.transformer import QuickGELU
 
 from model import engines
 from model.backbone import load_backbone
 from model.detector import Detector
-from model.engines import EngineError, int8_rows, make_engine
+from model.engines import EngineError, base, make_engine, onnx_graph, openvino_graph, pytorch
+from model.engines.base import int8_rows
 from model.nsnet import NSNet
 from model.ranges import Ranges, activation_ranges
 from tests.conftest import TINY
 from tests.model.test_nsnet import canvases
 
 CPU = torch.device("cpu")
+AVX2 = {"avx2"}
+VNNI = AVX2 | {"avx512_vnni"}
+AMX = VNNI | {"amx_int8", "amx_bf16"}
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, native: set[str]) -> None:
+    """That the CPU has these instructions, and no others."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(native, True))
+
+
+def ranges_of(network: NSNet, pixels: torch.Tensor) -> Ranges:
+    depth, pooled = network.reads[-1], network.config.pooled_after
+    return activation_ranges(network.visual, pixels, depth, pooled)
 
 
 def tokens(network: NSNet, name: str, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -55,7 +70,7 @@ def test_many_canvases_go_in_chunks_and_keep_their_order(
 ) -> None:
     pixels = canvases(7)
     whole = {name: tokens(network, name, pixels, torch.float32) for name in ("torch", "openvino")}
-    monkeypatch.setattr(engines, "_CPU_TOKENS", 3 * network.visual.positional_embedding.shape[0])
+    monkeypatch.setattr(base, "CPU_TOKENS", 3 * network.visual.positional_embedding.shape[0])
     for name, expected in whole.items():
         found = tokens(network, name, pixels, torch.float32)
         assert torch.allclose(found, expected, atol=1e-4)
@@ -74,8 +89,8 @@ def test_a_gpus_batches_are_padded_to_a_recorded_size_or_go_in_parts(
         output = run(canvases).clone()
         return lambda: output.copy_(run(canvases))
 
-    monkeypatch.setattr(engines, "_BUCKETS", (1, 2, 4))
-    engine = engines.CudaEngine(network, CPU, torch.float32, capture)
+    monkeypatch.setattr(pytorch, "BUCKETS", (1, 2, 4))
+    engine = pytorch.CudaEngine(network, CPU, torch.float32, capture)
     assert recorded == [1, 2, 4]
     pixels = canvases(11)
     with torch.inference_mode():
@@ -108,10 +123,10 @@ def test_int8_has_fixed_scales_where_ranges_are_known(
     pixels = canvases(4)
     with torch.inference_mode():
         expected = network.tokens(pixels)
-    known = activation_ranges(network.visual, pixels, network.reads[-1])
+    known = ranges_of(network, pixels)
 
     def found(native: set[str], ranges: Ranges | None = known) -> torch.Tensor:
-        monkeypatch.setattr(engines, "cpu_has", lambda *asked: bool(native.intersection(asked)))
+        pretend(monkeypatch, native)
         run = make_engine(
             "int8", network, device=CPU, dtype=torch.float32, threads=1, ranges=ranges
         )
@@ -122,18 +137,49 @@ def test_int8_has_fixed_scales_where_ranges_are_known(
 
     assert error(found(AMX)) < 0.05
     assert error(found(VNNI)) < 0.05
+    assert error(found(AVX2)) < 0.05
     assert not torch.equal(found(VNNI), found(AMX))  # of the MLP's second layer
     assert error(found(VNNI, None)) < 0.1
     assert not torch.equal(found(VNNI, None), found(VNNI))
-    monkeypatch.setattr(
-        engines, "smooth",
-        lambda weight, of: (torch.ones(weight.shape[1]), float(of.min()), float(of.max())),
-    )  # fmt: skip
+    for graph in (openvino_graph, onnx_graph):
+        monkeypatch.setattr(
+            graph, "smooth",
+            lambda weight, of: (torch.ones(weight.shape[1]), float(of.min()), float(of.max())),
+        )  # fmt: skip
     assert error(found(AMX)) > 0.15
     assert error(found(VNNI)) > 0.15
+    assert error(found(AVX2)) > 0.15
 
 
-VNNI, AMX = {"avx512_vnni"}, {"avx512_vnni", "amx_int8", "amx_bf16"}
+@pytest.mark.parametrize("gelu", [torch.nn.GELU, QuickGELU])
+def test_int8_without_instructions_of_its_own_is_onnx_runtimes(
+    network: NSNet, monkeypatch: pytest.MonkeyPatch, gelu: type[torch.nn.Module]
+) -> None:
+    for block in network.visual.transformer.resblocks:
+        block.mlp.gelu = gelu()
+    pixels = canvases(7)
+    with torch.inference_mode():
+        expected = network.tokens(pixels)
+    known = ranges_of(network, pixels)
+    pretend(monkeypatch, AVX2)
+
+    def made() -> engines.Engine:
+        return make_engine(
+            "int8", network, device=CPU, dtype=torch.float32, threads=1, ranges=known
+        )
+
+    engine = made()
+    assert isinstance(engine, onnx_graph.OnnxEngine)
+    found = engine(pixels)
+    assert float((found - expected).norm() / expected.norm()) < 0.03
+    monkeypatch.setattr(base, "CPU_TOKENS", 3 * network.visual.positional_embedding.shape[0])
+    assert torch.allclose(made()(pixels), found, atol=1e-5)  # in chunks
+    network.visual.transformer.resblocks[0].ls_1 = torch.nn.Linear(1, 1)
+    with pytest.raises(EngineError, match="NSNET_ENGINE=torch"):
+        made()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    network.visual.transformer.resblocks[0].ls_1 = torch.nn.Identity()
+    assert not isinstance(made(), onnx_graph.OnnxEngine)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +190,8 @@ VNNI, AMX = {"avx512_vnni"}, {"avx512_vnni", "amx_int8", "amx_bf16"}
         ("auto", "cpu", torch.bfloat16, AMX, True, "int8"),
         ("auto", "cpu", torch.bfloat16, AMX, False, "openvino"),
         ("auto", "cpu", torch.float32, AMX, False, "int8"),
+        ("auto", "cpu", torch.float32, AVX2, True, "int8"),
+        ("auto", "cpu", torch.float32, AVX2, False, "openvino"),
         ("auto", "cpu", torch.float32, set(), True, "openvino"),
         ("auto", "meta", torch.bfloat16, AMX, True, "torch"),  # as on a GPU
         ("torch", "cpu", torch.bfloat16, AMX, True, "torch"),
@@ -153,8 +201,8 @@ def test_auto_is_what_the_cpu_is_fastest_with(
     network: NSNet, monkeypatch: pytest.MonkeyPatch, name: str, device: str, dtype: torch.dtype,
     native: set[str], ranges: bool, expected: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(engines, "cpu_has", lambda *asked: bool(native.intersection(asked)))
-    known = activation_ranges(network.visual, canvases(2), network.reads[-1]) if ranges else None
+    pretend(monkeypatch, native)
+    known = ranges_of(network, canvases(2)) if ranges else None
 
     def made() -> str:
         return make_engine(
@@ -162,7 +210,8 @@ def test_auto_is_what_the_cpu_is_fastest_with(
         ).name
 
     assert made() == expected
-    monkeypatch.setattr(engines, "_openvino", lambda: None)
+    for package in ("openvino", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
     assert made() == "torch"
 
 
@@ -176,7 +225,7 @@ def test_what_cannot_run_is_refused_in_one_line(
         make("tpu")
     with pytest.raises(EngineError, match="not on meta"):
         make("int8", "meta")
-    monkeypatch.setattr(engines, "_openvino", lambda: None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match="pip install openvino"):
         make("int8")
 
@@ -199,7 +248,7 @@ def test_a_detector_says_the_same_with_every_engine(checkpoint: Path, tiny_tower
 
 def test_openvino_is_loaded_without_its_telemetry() -> None:
     code = (
-        "import sys; from model import engines; assert engines._openvino();"
+        "import sys; from model import engines; assert engines.openvino();"
         "assert sys.modules.get('openvino_telemetry') is None"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

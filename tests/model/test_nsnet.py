@@ -7,7 +7,16 @@ from pydantic import ValidationError
 
 from model.backbone import load_backbone, random_backbone
 from model.errors import CheckpointError
-from model.nsnet import PRESETS, NSNet, NSNetConfig, block_tokens, merge_lora
+from model.nsnet import (
+    PRESETS,
+    NSNet,
+    NSNetConfig,
+    block_tokens,
+    continue_tokens,
+    hidden_states,
+    merge_lora,
+    pool_tokens,
+)
 from model.nullspace import null_space
 from model.patches import PatchRule
 from tests.conftest import RULE, TINY
@@ -66,6 +75,42 @@ def test_a_truncated_tower_gives_the_same_block_tokens(tiny_tower: Path) -> None
         assert torch.equal(block_tokens(short, pixels, (1, 2)), expected)
 
 
+def test_patch_tokens_are_averaged_in_squares() -> None:
+    """Four by four, row by row, after CLS."""
+    tokens = torch.arange(17.0).view(1, 17, 1).expand(2, 17, 3) - 1
+    pooled = pool_tokens(tokens)
+    assert pooled.shape == (2, 5, 3)
+    assert pooled[1, :, 2].tolist() == [-1, 2.5, 4.5, 10.5, 12.5]
+
+
+@torch.inference_mode()
+def test_a_pooled_tower_is_the_whole_one_up_to_the_pooling(tiny_tower: Path) -> None:
+    visual = load_backbone(TINY, path=tiny_tower).visual
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    first, second, third = hidden_states(visual, pixels, (1, 2, 3), pooled_after=2)
+    assert [len(state[0]) for state in (first, second, third)] == [17, 5, 5]
+    whole = hidden_states(visual, pixels, (1, 2))
+    assert torch.equal(first, whole[0])
+    assert torch.equal(second, pool_tokens(whole[1]))
+    assert torch.allclose(third, visual.transformer.resblocks[2](second), atol=1e-6)
+    tokens = block_tokens(visual, pixels, (2, 3), pooled_after=2)
+    assert torch.allclose(tokens[:, 0], block_tokens(visual, pixels, (2,))[:, 0], atol=1e-6)
+    assert torch.allclose(tokens[:, 1], visual.ln_post(third[:, 0]), atol=1e-6)
+    assert torch.allclose(continue_tokens(visual, first, 1, (2, 3), 2), tokens, atol=1e-6)
+    assert torch.allclose(continue_tokens(visual, second, 2, (3,), 2), tokens[:, 1:], atol=1e-6)
+
+
+def test_patches_that_make_no_squares_are_not_pooled() -> None:
+    config = {"embed_dim": 24, "vision_cfg": {"image_size": 48, "layers": 2, "width": 32,
+              "patch_size": 16, "head_width": 16}}  # fmt: skip
+    network = NSNetConfig(
+        backbone="three by three", features="blocks", blocks=(2,), pooled_after=1,
+        patches=PatchRule(patch_size=48, canvas_size=48),
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="no squares"):
+        NSNet(network, random_backbone(config).visual, torch.eye(32)[:, :4])
+
+
 def test_lora_is_merged_into_fused_attention_and_mlp(tiny_tower: Path) -> None:
     visual = load_backbone(TINY, path=tiny_tower).visual
     name = "transformer.resblocks.1.attn.in_proj_weight"
@@ -88,6 +133,7 @@ def test_lora_is_merged_into_fused_attention_and_mlp(tiny_tower: Path) -> None:
         ({"features": "joint", "blocks": (1,)}, "if and only if"),
         ({"features": "blocks", "blocks": (2, 1)}, "rising"),
         ({"features": "blocks", "blocks": (0, 1)}, "from 1"),
+        ({"features": "blocks", "blocks": (1, 2), "pooled_after": 2}, "no block that is read"),
     ],
 )
 def test_contradictory_configurations_are_refused(options: dict[str, object], message: str) -> None:

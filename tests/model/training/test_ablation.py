@@ -65,6 +65,9 @@ def test_every_variant_is_consistent() -> None:
     for base in (BASE, preset("default")):
         for row in variants(base, 64):
             assert TrainOptions.model_validate(row.options.model_dump()) == row.options
+    pooled = [row for row in variants(preset("default"), 64) if row.section == "pooled tokens"]
+    assert [row.name for row in pooled] == ["none", "after block 6", "after block 6, distilled"]
+    assert pooled[-1].options == preset("default")
     contradiction = BASE.model_copy(update={"head": FIT.model_copy(update={"bce_share": 2.0})})
     with pytest.raises(ValidationError, match="bce_share"):
         next(variants(contradiction, 64))

@@ -56,6 +56,24 @@ def test_hidden_states_go_on_to_what_the_whole_tower_gives(
     assert torch.allclose(continued, whole[:, 1:], atol=5e-3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("frozen", "pooled_after", "pool"), [(1, 0, True), (2, 1, False)])
+def test_pooled_hidden_states_go_on_to_what_the_pooled_tower_gives(
+    rows: list[Row], tower: Backbone, tmp_path: Path, frozen: int, pooled_after: int, pool: bool
+) -> None:
+    found = computed(
+        rows, tower, tmp_path, frozen=frozen, pooled_after=pooled_after, pool_hidden=pool
+    )
+    pooled = computed(rows, tower, tmp_path, frozen=None, pooled_after=1)
+    assert found.hidden is not None
+    assert found.hidden.shape[1] == 5  # of 17
+    continued = continue_tokens(tower.visual, found.hidden.float(), frozen, (3,))
+    assert torch.allclose(continued, pooled.tokens[:, 2:].float(), atol=5e-3)
+    whole = computed(rows, tower, tmp_path, frozen=None)
+    assert torch.equal(found.tokens, whole.tokens if pool else pooled.tokens)
+    assert not torch.equal(whole.tokens, pooled.tokens)
+
+
 def test_an_extraction_that_was_killed_starts_again(
     rows: list[Row], tower: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from model.patches import PatchRule, select_patches
 from model.training import copies, features, pipeline, trainer
 from model.training.ablation import _figures
 from model.training.copies import DEGRADED, EQUALISED
+from model.training.distil import DistilOptions
 from model.training.lora import LoraOptions
 from model.training.manifest import AI, REAL, Row, read_manifest
 from model.training.options import TrainOptions, preset
@@ -39,7 +40,12 @@ TUNE = FitOptions(steps=25, batch_size=16, learning_rate=3e-3, lora_learning_rat
 JOINT = NSNetConfig(backbone=TINY, features="joint", hidden=8, patches=RULE)
 BLOCKS = JOINT.model_copy(update={"features": "blocks", "blocks": (3,)})
 BASE: dict[str, Any] = {"degraded": 1, "folds": 2}
+POOLED = BLOCKS.model_copy(update={"blocks": (1, 3), "pooled_after": 1})
 WAYS = {
+    "distil": TrainOptions(
+        network=POOLED, head=HEAD, **BASE,
+        distil=DistilOptions(lora=LoraOptions(blocks=(2, 3), rank=2), fit=TUNE),
+    ),
     "frozen": TrainOptions(network=BLOCKS, head=HEAD, **BASE),
     "lora": TrainOptions(
         network=BLOCKS, head=HEAD, lora=LoraOptions(blocks=(2, 3), rank=2), lora_fit=TUNE, **BASE
@@ -152,8 +158,9 @@ def test_a_checkpoint_is_trained_recorded_and_detects(
     found = [detection.logit for detection in detector.predict(prepared)]
     assert found == pytest.approx(logits.tolist(), abs=1e-3)
     adapters = [name for name in load_file(out) if name.startswith("lora.")]
-    assert len(adapters) == (8 * len(options.lora.blocks) if options.lora else 0)
-    if options.lora:
+    adapted = options.lora or (options.distil and options.distil.lora)
+    assert len(adapters) == (8 * len(adapted.blocks) if adapted else 0)
+    if adapted:
         assert any(load_file(out)[name].abs().max() > 0 for name in adapters if "up" in name)
 
     config = json.loads((out.parent / "config.json").read_text())
@@ -162,7 +169,9 @@ def test_a_checkpoint_is_trained_recorded_and_detects(
     assert config["revision"] == metadata.training.revision
     assert torch.__version__.startswith(config["versions"]["torch"])
     assert json.loads((out.parent / "metrics.json").read_text()) == metadata.evaluation
-    stages = {"frozen": {"head"}, "lora": {"head", "lora"}, "live": {"lora"}}[way]
+    stages = {"lora": {"head", "lora"}, "live": {"lora"}}.get(way, {"head"})
+    distilled = out.parent / "distil" / "losses.json"
+    assert distilled.exists() == (way == "distil")
     for part in ("fold-0", "fold-1", "all"):
         assert {p.name for p in (out.parent / part).iterdir()} == stages
         for stage in stages:
@@ -176,7 +185,11 @@ def test_the_same_command_gives_the_same_weights(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy_images(tmp_path, 24)
-    short = WAYS[way].model_copy(update={"lora_fit": TUNE.model_copy(update={"steps": 3})})
+    few = TUNE.model_copy(update={"steps": 3})
+    distil = WAYS[way].distil
+    short = WAYS[way].model_copy(
+        update={"lora_fit": few, "distil": distil and distil.model_copy(update={"fit": few})}
+    )
     first = run(tmp_path, short, "a")
     if way != "live":  # the second run can only read the cache
         monkeypatch.setattr(features, "_extract", None)
@@ -305,7 +318,7 @@ def test_a_projector_of_another_space_or_tower_is_refused(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("way", ["frozen", "lora"])
+@pytest.mark.parametrize("way", ["frozen", "lora", "distil"])
 def test_the_tower_may_be_of_half_precision(
     way: str, dtype: torch.dtype, tmp_path: Path, tower: Path
 ) -> None:
@@ -328,6 +341,9 @@ def test_no_network_of_a_finished_fold_is_kept(tmp_path: Path) -> None:
         ("frozen", {"head": None}, "a frozen tower is trained from cached features"),
         ("frozen", {"live": True}, "a frozen tower is trained from cached features"),
         ("live", {"head": {}}, "no cached features to fit a head to"),
+        ("frozen", {"distil": {"lora": {"blocks": [2, 3]}}}, "makes up for pooled tokens"),
+        ("distil", {"distil": {"lora": {"blocks": [1, 2]}}}, "blocks above the pooled tokens"),
+        ("distil", {"lora": {"blocks": [3]}}, "distil or lora"),
         ("lora", {"lora": {"blocks": [1, 3]}}, "a frozen block below"),
         ("lora", {"lora": {"blocks": [4]}}, "a frozen block below"),
         ("lora", {"lora": {"blocks": [3, 4]}}, "would never be trained"),
