@@ -314,7 +314,7 @@ class Detector:
         """Whether the whole image is enough, by its logit.
 
         It is where a window would hardly change the verdict: the whole image alone and with its
-        window differ by 0.26 in log-odds (mean over the 385 validation images). Nothing near an
+        window differ by 0.28 in log-odds (mean over the 385 validation images). Nothing near an
         accusation is ever settled: no photograph is accused by one canvas.
         """
         odds = self._calibration.odds(logit)

@@ -61,6 +61,7 @@ class OnnxEngine:
         if ort is None:
             raise ImportError("onnxruntime")  # the caller asked whether it is there
         self._chunk = chunk_of(visual)
+        ort.disable_telemetry_events()  # this process tells nobody anything
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
