@@ -5,6 +5,7 @@ as fast.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,15 @@ from numpy.typing import NDArray
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
-from model.engines.base import check_tower, chunk_of, embedding, int8_rows, numpy_of
+from model.engines.base import (
+    Array,
+    EngineError,
+    check_tower,
+    chunk_of,
+    embedding,
+    int8_rows,
+    numpy_of,
+)
 from model.ranges import Ranges, smooth
 
 _OPSET, _IR = 20, 10
@@ -45,6 +54,9 @@ class OnnxEngine:
         threads: CPU threads of one forward.
         ranges: of the tower's activations (`ranges.activation_ranges`).
         pooled_after: see `NSNetConfig`.
+
+    Raises:
+        EngineError: ONNX Runtime is not installed, or a tower that the graph has no words for.
     """
 
     name = "int8"
@@ -59,7 +71,7 @@ class OnnxEngine:
     ) -> None:
         ort = onnxruntime()
         if ort is None:
-            raise ImportError("onnxruntime")  # the caller asked whether it is there
+            raise EngineError("ONNX Runtime is not installed here: pip install onnxruntime")
         self._chunk = chunk_of(visual)
         ort.disable_telemetry_events()  # this process tells nobody anything
         options = ort.SessionOptions()
@@ -146,10 +158,8 @@ class _Graph:
 
     def _block(self, tokens: str, block: Any, ranges: Ranges, *, last: bool) -> str:
         attention, mlp, width = block.attn, block.mlp, self._width
-        weight, bias = (
-            attention.in_proj_weight.detach().clone(),
-            attention.in_proj_bias.detach().clone(),
-        )
+        weight = attention.in_proj_weight.detach().clone()
+        bias = attention.in_proj_bias.detach().clone()
         # Tokens mix the values of each channel by itself: what evens out the mixture's channels
         # can be in the rows that make the values.
         out = attention.out_proj
@@ -201,36 +211,40 @@ class _Graph:
             self._add("Mul", low, self._scalar(-1 / zero)),
             self._scalar(1e-6),
         )
-        one, point = self._scalar(1.0), self._scalar(zero, np.uint8)
-        x = self._add("QuantizeLinear", self._add("Div", x, scale), one, point)
-        x = self._product(x, one, point, numpy_of(layer.weight * factors))
+        x = self._quantized(self._add("Div", x, scale), 1.0, zero)
+        x = self._product(x, 1.0, zero, numpy_of(layer.weight * factors))
         x = self._add("Mul", x, scale)
         return self._add("Add", x, self._const(numpy_of(layer.bias)))
 
     def _rounded(self, x: str, ends: tuple[float, float]) -> str:
-        return self._add("QuantizeLinear", x, *self._scale(ends))
+        return self._quantized(x, _step(*ends), _zero_point(*ends))
+
+    def _quantized(self, x: str, step: float, zero: int) -> str:
+        return self._add("QuantizeLinear", x, self._scalar(step), self._scalar(zero, np.uint8))
 
     def _linear(self, x: str, ends: tuple[float, float], weight: Tensor, bias: Tensor) -> str:
         """Of an input that was rounded between these ends."""
-        return self._product(x, *self._scale(ends), numpy_of(weight), numpy_of(bias), ends)
+        return self._product(
+            x, _step(*ends), _zero_point(*ends), numpy_of(weight), numpy_of(bias)
+        )  # fmt: skip
 
     def _product(
-        self, x: str, scale: str, zero: str, weight: NDArray[np.float32],
-        bias: NDArray[np.float32] | None = None, ends: tuple[float, float] | None = None,
-    ) -> str:  # fmt: skip
+        self, x: str, step: float, zero: int, weight: Array, bias: Array | None = None
+    ) -> str:
+        """Of uint8, float32 = step * (x - zero): [.., in] -> float32 [.., out]."""
         values, scales = int8_rows(weight)
-        inputs = [
-            x, scale, zero, self._const(values.T, np.int8), self._const(scales[:, 0]),
-            self._const(np.zeros(len(values)), np.int8),
-        ]  # fmt: skip
-        if bias is not None and ends is not None:
-            steps = np.round(bias / (scales[:, 0] * _step(*ends)))
-            limits = np.iinfo(np.int32)
-            inputs.append(self._const(steps.clip(limits.min, limits.max), np.int32))
-        return self._add("QGemm", *inputs, domain=_MICROSOFT)
-
-    def _scale(self, ends: tuple[float, float]) -> tuple[str, str]:
-        return self._scalar(_step(*ends)), self._scalar(_zero_point(*ends), np.uint8)
+        scales = scales[:, 0]
+        added = []
+        if bias is not None:
+            # It is added to the sums, in steps of the products; a row of nearly nothing takes
+            # longer ones, for it to fit.
+            scales = np.maximum(scales, np.abs(bias) / (step * 2**30))
+            added = [self._const(np.round(bias / (scales * step)), np.int32)]
+        return self._add(
+            "QGemm", x, self._scalar(step), self._scalar(zero, np.uint8),
+            self._const(values.T, np.int8), self._const(scales),
+            self._const(np.zeros(len(values)), np.int8), *added, domain=_MICROSOFT,
+        )  # fmt: skip
 
     def _norm(self, x: str, norm: nn.LayerNorm, factors: Tensor | None = None) -> str:
         divided = 1.0 if factors is None else 1 / numpy_of(factors)
@@ -258,7 +272,7 @@ class _Graph:
 
     def _pooled(self, tokens: str) -> str:
         """`nsnet.pool_tokens`."""
-        width, half = self._width, int((self._length - 1) ** 0.5) // 2
+        width, half = self._width, math.isqrt(self._length - 1) // 2
         cls, patches = self._name(), self._name()
         sizes = self._shape(1, self._length - 1)
         self._node("Split", [self._by_image(tokens), sizes], [cls, patches], axis=1)
