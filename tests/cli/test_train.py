@@ -31,7 +31,9 @@ def test_what_options_do_not_name_stays_the_presets(tmp_path: Path) -> None:
 
 
 def test_a_null_replaces_and_is_replaced(tmp_path: Path) -> None:
-    found = options(tmp_path, {"lora": {"blocks": [4, 5], "rank": 2}, "head": None})
+    changes = {"distil": None, "lora": {"blocks": [4, 5], "rank": 2}, "head": None}
+    found = options(tmp_path, changes)
+    assert found.distil is None
     assert found.lora == LoraOptions(blocks=(4, 5), rank=2)
     assert found.head is None
     frozen = {"live": False, "lora": None, "head": {"steps": 7}}
