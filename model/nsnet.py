@@ -74,7 +74,7 @@ def _mean(logits: Sequence[Logit]) -> Logit:
 PRESETS: Mapping[str, NSNetConfig] = {
     "paper": NSNetConfig(backbone="ViT-L-14-quickgelu", features="joint", patches=PAPER_RULE),
     # Middle blocks carry the artefacts, native windows stay in the frozen tower's domain, the whole
-    # image is the surer of the two, and pooling costs nothing once the blocks above have learned to
+    # image is the surer of the two, and pooling costs little once the blocks above have learned to
     # live with it: see the ablation in weights/MODEL_CARD.md.
     "default": NSNetConfig(
         backbone="ViT-B-16-quickgelu",
