@@ -71,7 +71,7 @@ def make_engine(
 def _fastest(device: torch.device, dtype: torch.dtype, ranges: Ranges | None) -> str:
     if device.type != "cpu":
         return "torch"
-    if _without_native_int8(ranges):
+    if ranges is not None and _int8_is_onnx():
         return "int8"
     if not openvino():
         return "torch"
@@ -80,10 +80,9 @@ def _fastest(device: torch.device, dtype: torch.dtype, ranges: Ranges | None) ->
     return "int8" if cpu_has(*_NATIVE_INT8) else "openvino"
 
 
-def _without_native_int8(ranges: Ranges | None) -> bool:
+def _int8_is_onnx() -> bool:
     """Whether int8 is ONNX Runtime's: OpenVINO computes in floating point on such a CPU."""
-    usable = ranges is not None and cpu_has("avx2") and not cpu_has(*_NATIVE_INT8)
-    return usable and onnxruntime() is not None
+    return cpu_has("avx2") and not cpu_has(*_NATIVE_INT8) and onnxruntime() is not None
 
 
 def tower_engine(
@@ -106,7 +105,7 @@ def tower_engine(
         raise EngineError(f"the tower's engine {name!r} is not one of torch, openvino, int8")
     if device.type != "cpu":
         raise EngineError(f"the engine {name!r} runs on the CPU, not on {device}")
-    if name == "int8" and ranges is not None and _without_native_int8(ranges):
+    if name == "int8" and ranges is not None and _int8_is_onnx():
         return OnnxEngine(visual, reads, threads, ranges, pooled_after)
     return OpenVinoEngine(
         visual, reads, dtype, threads, int8=name == "int8", ranges=ranges, pooled_after=pooled_after

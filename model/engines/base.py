@@ -1,6 +1,6 @@
 """What the engines share: their protocol, and what their graphs are made of."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,6 +48,12 @@ def chunk_of(visual: VisionTransformer) -> int:
     """Canvases that a CPU takes in one forward."""
     length: int = visual.positional_embedding.shape[0]
     return max(1, CPU_TOKENS // length)
+
+
+def in_parts(run: Callable[[Tensor], Tensor], canvases: Tensor, size: int) -> Tensor:
+    """Tokens of canvases [n, 3, S, S], `run` on at most `size` of them at once."""
+    found = [run(part) for part in torch.split(canvases, size)]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def check_tower(visual: VisionTransformer, blocks: Iterable[Any]) -> None:

@@ -21,6 +21,7 @@ from model.engines.base import (
     check_tower,
     chunk_of,
     embedding,
+    in_parts,
     int8_rows,
     numpy_of,
 )
@@ -83,11 +84,10 @@ class OnnxEngine:
 
     def __call__(self, canvases: Tensor) -> Tensor:
         """See `Engine`."""
-        found = [
-            torch.from_numpy(self._session.run(None, {"canvases": chunk.numpy()})[0])
-            for chunk in torch.split(canvases.contiguous(), self._chunk)
-        ]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return in_parts(self._run, canvases.contiguous(), self._chunk)
+
+    def _run(self, canvases: Tensor) -> Tensor:
+        return torch.from_numpy(self._session.run(None, {"canvases": canvases.numpy()})[0])
 
 
 class _Graph:

@@ -16,6 +16,7 @@ from model.engines.base import (
     chunk_of,
     cpu_has,
     embedding,
+    in_parts,
     int8_rows,
     numpy_of,
 )
@@ -92,12 +93,11 @@ class OpenVinoEngine:
 
     def __call__(self, canvases: Tensor) -> Tensor:
         """See `Engine`."""
-        found = [
-            # The request's own output is overwritten by the next one.
-            torch.from_numpy(np.array(self._request.infer([chunk.numpy()])[0]))
-            for chunk in torch.split(canvases.contiguous(), self._chunk)
-        ]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return in_parts(self._run, canvases.contiguous(), self._chunk)
+
+    def _run(self, canvases: Tensor) -> Tensor:
+        # The request's own output is overwritten by the next one.
+        return torch.from_numpy(np.array(self._request.infer([canvases.numpy()])[0]))
 
 
 class _Graph:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.engines.base import chunk_of
+from model.engines.base import chunk_of, in_parts
 from model.nsnet import NSNet
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # canvases in one forward on a GPU
@@ -23,8 +23,7 @@ class TorchEngine:
 
     def __call__(self, canvases: Tensor) -> Tensor:
         """See `Engine`."""
-        chunks = torch.split(canvases, self._chunk or len(canvases))
-        return torch.cat([self._model.tokens(chunk) for chunk in chunks])
+        return in_parts(self._model.tokens, canvases, self._chunk or len(canvases))
 
 
 def _captured(run: Callable[[Tensor], Tensor], canvases: Tensor) -> Callable[[], Tensor]:
@@ -81,10 +80,10 @@ class CudaEngine(TorchEngine):
     @torch.inference_mode()
     def __call__(self, canvases: Tensor) -> Tensor:
         """See `Engine`."""
-        found = []
-        for chunk in torch.split(canvases, BUCKETS[-1]):
-            size = next(n for n in BUCKETS if n >= len(chunk))
-            self._canvases[: len(chunk)].copy_(chunk)
-            # The next replay writes to the same memory.
-            found.append(self._replays[size]()[: len(chunk)].clone())
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return in_parts(self._run, canvases, BUCKETS[-1])
+
+    def _run(self, canvases: Tensor) -> Tensor:
+        size = next(n for n in BUCKETS if n >= len(canvases))
+        self._canvases[: len(canvases)].copy_(canvases)
+        # The next replay writes to the same memory.
+        return self._replays[size]()[: len(canvases)].clone()

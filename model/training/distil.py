@@ -1,8 +1,8 @@
 """A tower whose patch tokens are pooled learns to give what the whole one gives.
 
 Averaging tokens changes what the blocks above read, and they were never trained for it. Adapters on
-them learn to give the whole tower's CLS tokens all the same. No label is needed, so that nothing of
-what tells the classes apart in these images is learned here, and left-out groups stay left out.
+them learn to give the whole tower's CLS tokens all the same, without a label: what tells the
+classes apart is not learned here. The images are, those of left-out groups, too.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from model.errors import ModelError
 from model.nsnet import continue_tokens
 from model.training import lora
 from model.training.lora import LoraOptions
-from model.training.trainer import FitOptions, TensorSource, fit
+from model.training.trainer import FitOptions, TensorSource, fit, tower_arithmetic
 
 _BATCH = 256
 
@@ -51,9 +51,7 @@ class Student(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """What the blocks read, as `hidden_states` gives it after `done`."""
-        dtype = self.visual.conv1.weight.dtype
-        # The adapters' weights stay float32; what they compute is of the tower's type.
-        with torch.autocast(hidden.device.type, dtype, enabled=dtype != torch.float32):
+        with tower_arithmetic(self.visual, hidden.device) as dtype:
             tokens = continue_tokens(self.visual, hidden.to(dtype), self.done, self.reads)
         return tokens.float()
 

@@ -140,10 +140,9 @@ def tower_features(
         part.replace(path)
     hidden = None
     if frozen is not None:
-        length, width = visual.positional_embedding.shape
-        if pool_hidden or 0 < pooled_after <= frozen:
-            length = 1 + (length - 1) // 4
-        shape = (len(found["row"]), length, width)
+        count, width = len(found["row"]), visual.positional_embedding.shape[1]
+        length = hidden_path.stat().st_size // (torch.half.itemsize * count * width)
+        shape = (count, length, width)
         hidden = torch.from_file(
             str(hidden_path), shared=False, size=math.prod(shape), dtype=torch.float16
         ).view(shape)

@@ -4,6 +4,7 @@ What a step reads and draws depends on the seed and the step's number alone, so 
 killed goes on exactly where its last saved step was.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
+from open_clip.transformer import VisionTransformer
 from pydantic import BaseModel, ConfigDict, Field
 from pytorch_metric_learning.losses import SupConLoss
 from rich.progress import track
@@ -77,6 +79,14 @@ class TensorSource:
         return self.samples[self.members[members]].float()
 
 
+@contextlib.contextmanager
+def tower_arithmetic(visual: VisionTransformer, device: torch.device) -> Iterator[torch.dtype]:
+    """Compute in the tower's dtype, which is given; the adapters' weights stay float32."""
+    dtype = visual.conv1.weight.dtype
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        yield dtype
+
+
 class Trainee(nn.Module):
     """A network with dropout before its head, read from any stage.
 
@@ -109,9 +119,7 @@ class Trainee(nn.Module):
             return inputs
         visual, reads = self.network.visual, self.network.reads
         pooled = self.network.config.pooled_after
-        dtype = visual.conv1.weight.dtype
-        # The adapters' weights stay float32; what they compute is of the tower's type.
-        with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
+        with tower_arithmetic(visual, inputs.device) as dtype:
             if self.entry == "hidden":
                 tokens = continue_tokens(visual, inputs.to(dtype), self.done, reads, pooled)
             else:
