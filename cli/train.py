@@ -96,6 +96,10 @@ def train(
         Path | None,
         typer.Option(help="folder for losses, TensorBoard and the states a killed run resumes"),
     ] = None,
+    tower: Annotated[
+        Path | None,
+        typer.Option(help="a checkpoint whose adapted tower is taken: heads alone are fitted"),
+    ] = None,
     name: Annotated[str, typer.Option()] = "nsnet-vit-b-16",
     version: Annotated[str, typer.Option()] = "0.4.0",
     cache: _Cache = CACHE,
@@ -105,6 +109,7 @@ def train(
 ) -> None:
     """Train, calibrate on left-out groups, write a checkpoint; many GPUs: `accelerate launch`."""
     kind, accelerator = _setup(dtype, cpu=cpu)
+    from model.checkpoint import read_checkpoint
     from model.nullspace import read_projector
     from model.training.pipeline import train as work
 
@@ -121,6 +126,7 @@ def train(
         dtype=kind,
         engine=engine,
         accelerator=accelerator,
+        adapted=read_checkpoint(tower) if tower else None,
     )
     if accelerator.is_main_process:
         shown = {"thresholds", "calibration", "evaluation"}

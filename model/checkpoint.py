@@ -96,6 +96,9 @@ class Training(_Strict):
     images: dict[str, int] = Field(description="images per class")
     groups: dict[str, int] = Field(description="generators and sources per class")
     options: dict[str, Any]
+    tower_sha256: str | None = Field(
+        None, description="digest of the checkpoint whose adapted tower was taken as it is"
+    )
 
 
 class Metadata(_Strict):
@@ -132,6 +135,23 @@ class Checkpoint:
     def ranges(self) -> Ranges | None:
         """What `ranges.activation_ranges` found, or None where the file holds none."""
         return _split(self.tensors, _RANGES)[0] or None
+
+    @property
+    def deltas(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """What LoRA adds to the tower, as `nsnet.merge_lora` takes it.
+
+        Raises:
+            CheckpointError: half of a pair is missing, or of no pair.
+        """
+        lora = _split(self.tensors, _LORA)[0]
+        names = {name.rsplit(".", 1)[0] for name in lora}
+        try:
+            found = {name: (lora.pop(f"{name}.down"), lora.pop(f"{name}.up")) for name in names}
+        except KeyError as missing:
+            raise CheckpointError(f"the checkpoint lacks lora.{missing.args[0]}") from None
+        if lora:
+            raise CheckpointError(f"the checkpoint has an unknown tensor lora.{min(lora)}")
+        return found
 
 
 def save_checkpoint(
@@ -189,14 +209,8 @@ def build_model(checkpoint: Checkpoint, visual: Any) -> NSNet:
         CheckpointError: a tensor is missing, left over, or of another shape.
     """
     ranges, tensors = _split(checkpoint.tensors, _RANGES)
-    lora, tensors = _split(tensors, _LORA)
-    names = {name.rsplit(".", 1)[0] for name in lora}
-    try:
-        deltas = {name: (lora.pop(f"{name}.down"), lora.pop(f"{name}.up")) for name in names}
-    except KeyError as missing:
-        raise CheckpointError(f"the checkpoint lacks lora.{missing.args[0]}") from None
-    if lora:
-        raise CheckpointError(f"the checkpoint has an unknown tensor lora.{min(lora)}")
+    tensors = _split(tensors, _LORA)[1]
+    deltas = checkpoint.deltas
     if "basis" not in tensors:
         raise CheckpointError("the checkpoint lacks the tensor basis")
     merge_lora(visual, deltas)

@@ -7,7 +7,7 @@ import platform
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.backbone import load_backbone
-from model.checkpoint import Metadata, Projector, Training, save_checkpoint
+from model.backbone import load_backbone, tensor_digest
+from model.checkpoint import Checkpoint, Metadata, Projector, Training, save_checkpoint
 from model.errors import ModelError
 from model.evaluation.metrics import auc, bootstrap, recall_at_fpr
 from model.nsnet import NSNet, NSNetConfig, merge_lora
@@ -81,12 +81,14 @@ class Experiment:
         engine: what computes the frozen tower's features.
         views: canvases of an image that are looked at in scoring, the first ones; None: all.
         run: folder of the resumable state of what is fitted here, for all networks.
+        adapted: a checkpoint whose adapted tower is taken as it is.
 
     Attributes:
-        deltas: what that adds to the tower, as `nsnet.merge_lora` takes it.
+        deltas: what is added to the tower of all networks, as `nsnet.merge_lora` takes it.
 
     Raises:
-        ModelError: a projector of another backbone or space, or no image can be read.
+        ModelError: a projector of another backbone or space, a checkpoint of another tower, or no
+            image can be read.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Experiment:
         engine: str = "torch",
         views: int | None = None,
         run: Path | None = None,
+        adapted: Checkpoint | None = None,
     ) -> None:
         config = options.network
         if (projector.backbone, projector.space) != (config.backbone, config.features):
@@ -120,6 +123,8 @@ class Experiment:
         self.features: Features | None = None
         self._tower = load_backbone(config.backbone, depth=None)
         self.backbone_sha256 = self._tower.sha256
+        if adapted is not None:
+            self._adopt(adapted)
         network = self._network()
         if options.live:
             self._usable = usable(rows, config.patches)
@@ -141,6 +146,21 @@ class Experiment:
             tokens = self.features.tokens[:, [b - 1 for b in network.reads]]
             parts = torch.split(tokens, 1024)
             self._x = torch.cat([network.decouple(part).half() for part in parts])
+
+    def _adopt(self, adapted: Checkpoint) -> None:
+        """Make the tower that of a checkpoint."""
+        ours, theirs = self.options.network, adapted.metadata.network
+        if self.options.distil is not None or self.options.lora is not None:
+            raise ModelError("an adapted tower is taken as it is: no adapters are fitted to it")
+        if (ours.backbone, ours.pooled_after) != (theirs.backbone, theirs.pooled_after):
+            raise ModelError(
+                f"the adapted tower is {theirs.backbone}, pooled after block {theirs.pooled_after};"
+                f" the network's is {ours.backbone}, pooled after {ours.pooled_after}"
+            )
+        self.deltas = adapted.deltas
+        visual = self._tower.visual
+        merge_lora(visual, self.deltas)
+        self._tower = replace(self._tower, sha256=tensor_digest(visual.state_dict()))
 
     def _distil(self, features: Features, options: DistilOptions, run: Path | None) -> None:
         """Adapt the blocks above the pooled tokens; tower and features become the adapted ones."""
@@ -331,6 +351,7 @@ def train(
     dtype: torch.dtype = torch.float32,
     engine: str = "torch",
     accelerator: Accelerator | None = None,
+    adapted: Checkpoint | None = None,
 ) -> Metadata:
     """Train, calibrate and write a checkpoint.
 
@@ -349,16 +370,20 @@ def train(
         dtype: of the tower's weights.
         engine: what computes the frozen tower's features, see `engines.make_engine`.
         accelerator: device and processes; one CPU process without.
+        adapted: a checkpoint whose adapted tower is taken instead of distilling one.
 
     Raises:
         ModelError: with one clear line.
     """
     accelerator = accelerator or Accelerator(cpu=True)
+    if adapted is not None:
+        options = options.model_copy(update={"distil": None})
     record = {
         "command": command,
         "revision": _revision(),
         "data_sha256": digest(rows),
         "options": options.model_dump(mode="json"),
+        "tower_sha256": adapted.sha256 if adapted else None,
     }
     main = accelerator.is_main_process
     if run is not None and main:
@@ -367,7 +392,7 @@ def train(
                               "dtype": str(dtype), "engine": engine})  # fmt: skip
     experiment = Experiment(
         rows, projector, options,
-        cache=cache, dtype=dtype, engine=engine, accelerator=accelerator, run=run,
+        cache=cache, dtype=dtype, engine=engine, accelerator=accelerator, run=run, adapted=adapted,
     )  # fmt: skip
     left_out = experiment.held_out(run)
     calibration, cuts = calibrate(
@@ -460,7 +485,7 @@ def _claim(run: Path, config: dict[str, Any]) -> None:
     """
     path = run / "config.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    for key in ("data_sha256", "projector_sha256", "options", "dtype", "engine"):
+    for key in ("data_sha256", "projector_sha256", "tower_sha256", "options", "dtype", "engine"):
         if found.get(key, config[key]) != config[key]:
             raise ModelError(f"{run} holds a run of other {key}; choose another folder")
     versions = {p: version_of(p) for p in ("torch", "open_clip_torch", "peft", "accelerate")}

@@ -199,6 +199,31 @@ def test_the_same_command_gives_the_same_weights(
     assert (tmp_path / "cache").exists() == (way != "live")
 
 
+def test_heads_are_fitted_anew_to_a_tower_that_was_adapted_before(
+    tmp_path: Path, tower: Path
+) -> None:
+    toy_images(tmp_path, 24)
+    first = run(tmp_path, WAYS["distil"], "first")
+    stored = read_checkpoint(first)
+    second = run(tmp_path, WAYS["distil"], "second", adapted=stored, engine="openvino")
+    again = read_checkpoint(second)
+    assert not (second.parent / "distil").exists()
+    assert again.metadata.training.tower_sha256 == stored.sha256
+    assert stored.metadata.training.tower_sha256 is None
+    adapters = [name for name in stored.tensors if name.startswith("lora.")]
+    assert len(adapters) == 16
+    assert all(torch.equal(again.tensors[name], stored.tensors[name]) for name in adapters)
+    # The adapted tower gave the head the same tokens, by another engine: it is the same head.
+    for name in ("head.mean", "head.embed.weight", "ranges.c_fc"):
+        assert torch.allclose(again.tensors[name], stored.tensors[name], atol=0.02), name
+    with pytest.raises(ModelError, match="holds a run of other tower_sha256"):
+        run(tmp_path, WAYS["distil"], "second")
+    with pytest.raises(ModelError, match="pooled after block 1; the network"):
+        run(tmp_path, WAYS["frozen"], "third", adapted=stored)
+    with pytest.raises(ModelError, match="no adapters are fitted to it"):
+        run(tmp_path, WAYS["lora"], "fourth", adapted=stored)
+
+
 def test_live_training_draws_copies_by_the_shares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
