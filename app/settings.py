@@ -40,7 +40,8 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the tower; auto: bfloat16 on CUDA and AMX, else float32"
+        "auto",
+        description="of the tower; auto: bfloat16 on CUDA, AMX and AVX-512 BF16, else float32",
     )
     engine: Literal["auto", "torch", "openvino", "int8"] = Field(
         "auto", description="what runs the tower; auto: the fastest here"

@@ -27,11 +27,14 @@ from model.training.manifest import read_dataset
 
 TWIN = Path(__file__).resolve().parent.parent / "weights" / "nsnet-vit-b-16-train.safetensors"
 REFERENCE = ("torch", "float32", "all")
-# In the float type that this machine is served in: bfloat16 with AMX, else float32.
+# `auto` is the float type that this machine is served in: bfloat16 where the CPU multiplies it.
 OTHERS = (
     ("torch", "auto", "all"),
+    ("openvino", "float32", "all"),
     ("openvino", "auto", "all"),
+    ("int8", "float32", "all"),
     ("int8", "auto", "all"),
+    ("int8", "float32", "adaptive"),
     ("int8", "auto", "adaptive"),
 )
 BATCH = 8

@@ -185,8 +185,8 @@ class Detector:
             checkpoint: a safetensors file by `save_checkpoint`.
             backbone: the tower's file, before the cache and the registry.
             device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, ...
-            dtype: of the tower: `auto` (bfloat16 on CUDA and on CPUs with tiles of it, AMX,
-                else float32), or by name.
+            dtype: of the tower: `auto` (bfloat16 on CUDA and on CPUs that multiply it, by AMX or
+                AVX-512 BF16, else float32), or by name.
             engine: what runs the tower, see `engines.make_engine`.
             threads: of an engine with threads of its own; None: as many as torch has here.
             canvases: `all` that the patch rule selects; `adaptive`: where the rule begins with the
@@ -386,8 +386,8 @@ def place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"the device {device!r} cannot be used here") from error
     if dtype == "auto":
-        # AVX-512's dot products of bfloat16 are no faster than float32, what surrounds them slower.
-        native = where.type == "cuda" or cpu_has("amx_bf16")
+        # Where a CPU does not multiply bfloat16 itself, it is slower than float32.
+        native = where.type == "cuda" or cpu_has("amx_bf16", "avx512_bf16")
         return where, torch.bfloat16 if native else torch.float32
     kind = getattr(torch, dtype, None)
     if kind not in (torch.float32, torch.bfloat16, torch.float16):

@@ -17,6 +17,7 @@ from model.detector import (
     Prepared,
     Thresholds,
     Verdict,
+    place,
 )
 from model.patches import Candidates, PatchRule, Selection, choose_patches, cut_candidates
 from tests.model.test_checkpoint import rewrite
@@ -28,7 +29,8 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def detector(checkpoint: Path, tiny_tower: Path) -> Detector:
-    return Detector.load(checkpoint, backbone=tiny_tower, device="cpu")
+    # In bfloat16 a tower as small as this one takes kernels by the size of the batch.
+    return Detector.load(checkpoint, backbone=tiny_tower, device="cpu", dtype="float32")
 
 
 def test_a_batch_scores_as_its_images_do_alone(detector: Detector) -> None:
@@ -97,6 +99,17 @@ def test_impossible_places_are_refused(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         Detector.load(checkpoint, backbone=tiny_tower, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("native", "dtype"),
+    [("avx512_vnni", "float32"), ("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16")],
+)
+def test_auto_is_bfloat16_where_the_cpu_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, native: str, dtype: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, native: True})
+    assert place("cpu", "auto") == (torch.device("cpu"), getattr(torch, dtype))
 
 
 def test_bfloat16_keeps_the_score(checkpoint: Path, tiny_tower: Path) -> None:
