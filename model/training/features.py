@@ -1,15 +1,16 @@
 """What a frozen tower gives needs no gradient: it is computed once and kept on disk.
 
 All block tokens are kept, so that blocks, ranks and heads can be compared without running the
-tower again; with LoRA on the upper blocks, also every token after the last frozen one.
+tower again; with LoRA on the upper blocks, also every token after the last frozen one. On a CPU
+that is the hour of a training run: killed, it goes on where it was last saved.
 """
 
-import contextlib
 import copy
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from model.training.manifest import Row, digest
 log = logging.getLogger(__name__)
 
 _BATCH = 16
+_SAVED = 64  # images between two saves: a minute or two of two CPU cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def tower_features(
     """Compute the features of every copy of every image, or read them back.
 
     They are read back where nothing that decides them has changed; a file that is gone has not.
-    An unreadable or too small image is skipped and counted.
+    An unreadable or too small image is skipped and counted. What was killed goes on.
 
     Args:
         rows: the images.
@@ -98,7 +100,6 @@ def tower_features(
     )
     stem = cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     path, hidden_path = stem.with_suffix(".safetensors"), stem.with_suffix(".hidden")
-    part, hidden_part = stem.with_suffix(".part"), stem.with_suffix(".hidden.part")
     visual = backbone.visual
     stamps = _stamps(rows)
     found = load_file(path) if path.exists() else {}
@@ -107,37 +108,38 @@ def tower_features(
         or found["tokens"].shape[1] < depth
         or (frozen is not None and not hidden_path.exists())
     ):
-        cache.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            if engine == "torch":
-                visual = copy.deepcopy(visual).to(device=device, dtype=dtype)
-            else:
-                tower = tower_engine(
-                    engine, visual, range(1, depth + 1), device=torch.device(device), dtype=dtype,
-                    threads=torch.get_num_threads(), pooled_after=pooled_after,
-                )  # fmt: skip
-            file = stack.enter_context(hidden_part.open("wb")) if frozen else None
+        if engine == "torch":
+            visual = copy.deepcopy(visual).to(device=device, dtype=dtype)
+        else:
+            tower = tower_engine(
+                engine, visual, range(1, depth + 1), device=torch.device(device), dtype=dtype,
+                threads=torch.get_num_threads(), pooled_after=pooled_after,
+            )  # fmt: skip
 
-            @torch.inference_mode()
-            def run(canvases: Sequence[Canvas]) -> Tensor:
-                pixels = torch.stack([c.pixels for c in canvases])
-                if engine != "torch":
-                    return tower(pixels).half()
-                pixels = normalise(pixels.to(device))
-                states = hidden_states(visual, pixels.to(dtype), range(1, depth + 1), pooled_after)
-                if file is not None and frozen is not None:
-                    kept = pool_tokens(states[frozen - 1]) if pool_hidden else states[frozen - 1]
-                    file.write(kept.half().cpu().numpy().tobytes())
-                tokens = torch.stack([visual.ln_post(h[:, 0]) for h in states], dim=1)
-                return tokens.half().cpu()
+        @torch.inference_mode()
+        def run(canvases: Tensor) -> tuple[Tensor, Tensor | None]:
+            if engine != "torch":
+                return tower(canvases).half(), None
+            pixels = normalise(canvases.to(device))
+            states = hidden_states(visual, pixels.to(dtype), range(1, depth + 1), pooled_after)
+            tokens = torch.stack([visual.ln_post(h[:, 0]) for h in states], dim=1).half().cpu()
+            if frozen is None:
+                return tokens, None
+            kept = pool_tokens(states[frozen - 1]) if pool_hidden else states[frozen - 1]
+            return tokens, kept.half().cpu()
 
-            found = _extract(canvases_ahead(rows, rule, kinds, how), len(rows), run)
+        width = visual.positional_embedding.shape[1]
+        shards = _Shards(stem.with_suffix(".parts"), stamps, (depth, width))
+        images = canvases_ahead(rows[shards.images :], rule, kinds, how)
+        found = _extract(images, len(rows), run, shards)
+        part = shards.folder / "all.part"
         save_file(found | {"stamps": stamps}, part)
         # Replaced whole, other runs may read them; the tokens last: where they are, all is there.
         path.unlink(missing_ok=True)
         if frozen is not None:
-            hidden_part.replace(hidden_path)
+            shards.hidden.replace(hidden_path)
         part.replace(path)
+        shutil.rmtree(shards.folder)
     hidden = None
     if frozen is not None:
         count, width = len(found["row"]), visual.positional_embedding.shape[1]
@@ -167,29 +169,114 @@ def _unchanged(now: Tensor, then: Tensor | None) -> bool:
     return then is not None and bool(((now == then) | (now < 0)).all())
 
 
+class _Shards:
+    """What an extraction has computed so far: a file for every few images, as they were then.
+
+    Args:
+        folder: where they are.
+        stamps: of all images, see `_stamps`.
+        shape: of the tokens that a canvas should have, [blocks, width].
+
+    Attributes:
+        folder: as given.
+        images: how many are done.
+        hidden: the file of all hidden states, one canvas's after the other's.
+    """
+
+    def __init__(self, folder: Path, stamps: Tensor, shape: tuple[int, int]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.hidden = folder / "hidden"
+        self.images = 0
+        self._stamps = stamps
+        self._none = torch.empty(0, *shape, dtype=torch.float16)
+        self._found: list[dict[str, Tensor]] = []
+        written = self.hidden.stat().st_size if self.hidden.exists() else 0
+        while (path := self._path()).exists():
+            shard = load_file(path)
+            then = shard["stamps"]
+            now = stamps[self.images : self.images + len(then)]
+            if (
+                len(now) < len(then)
+                or not _unchanged(now, then)
+                or shard["tokens"].shape[1:] != shape
+                or int(shard["hidden"]) > written
+            ):
+                break
+            self._keep(shard)
+        for path in folder.glob("*.safetensors"):
+            if int(path.stem) >= len(self._found):
+                path.unlink()  # where its hidden states were, others come
+        self._size = int(self._found[-1]["hidden"]) if self._found else 0
+        if written:
+            with self.hidden.open("r+b") as file:
+                file.truncate(self._size)
+
+    def _path(self) -> Path:
+        return self.folder / f"{len(self._found)}.safetensors"
+
+    def _keep(self, shard: dict[str, Tensor]) -> None:
+        self._found.append(shard)
+        self.images += len(shard["stamps"])
+
+    def write_hidden(self, states: Tensor) -> None:
+        """Append the hidden states of a batch."""
+        data = states.numpy().tobytes()
+        with self.hidden.open("ab") as file:
+            file.write(data)
+        self._size += len(data)
+
+    def save(
+        self, images: int, tokens: Sequence[Tensor], places: Sequence[tuple[int, int]]
+    ) -> None:
+        """Keep what the next `images` gave, none of which may have been readable."""
+        columns = torch.tensor(places, dtype=torch.int64).view(-1, 2).unbind(1)
+        row, kind = (column.clone() for column in columns)
+        shard = {
+            "tokens": torch.cat([self._none, *tokens]), "row": row, "kind": kind,
+            "stamps": self._stamps[self.images : self.images + images],
+            "hidden": torch.tensor(self._size),
+        }  # fmt: skip
+        path = self._path()
+        part = path.with_suffix(".part")
+        save_file(shard, part)
+        part.replace(path)
+        self._keep(shard)
+
+    def all(self) -> dict[str, Tensor]:
+        """Tokens, rows and kinds of all canvases."""
+        names = ("tokens", "row", "kind")
+        return {name: torch.cat([shard[name] for shard in self._found]) for name in names}
+
+
 def _extract(
-    images: Iterable[list[Canvas] | None], count: int, run: Callable[[Sequence[Canvas]], Tensor]
+    images: Iterator[list[Canvas] | None],
+    count: int,
+    run: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+    shards: _Shards,
 ) -> dict[str, Tensor]:
+    start = shards.images
+    pending: list[Canvas] = []
     tokens: list[Tensor] = []
     places: list[tuple[int, int]] = []  # row and kind; the pixels are let go
-
-    def flush(canvases: Sequence[Canvas]) -> None:
-        tokens.append(run(canvases))
-        places.extend((canvas.row, canvas.kind) for canvas in canvases)
-
-    pending: list[Canvas] = []
-    skipped = 0
-    for found in track(images, total=count, description="features"):
-        skipped += found is None
-        pending += found or []
-        while len(pending) >= _BATCH:
-            flush(pending[:_BATCH])
-            del pending[:_BATCH]
-    if pending:
-        flush(pending)
+    todo = track(images, total=count, completed=start, description="features")
+    for done, canvases in enumerate(todo, start + 1):
+        pending += canvases or []
+        save = done % _SAVED == 0 or done == count
+        while len(pending) >= _BATCH or (save and pending):
+            batch, pending = pending[:_BATCH], pending[_BATCH:]
+            given, hidden = run(torch.stack([canvas.pixels for canvas in batch]))
+            tokens.append(given)
+            places += [(start + canvas.row, canvas.kind) for canvas in batch]
+            if hidden is not None:
+                shards.write_hidden(hidden)
+        if save:
+            shards.save(done - shards.images, tokens, places)
+            tokens, places = [], []
+    found = shards.all()
+    skipped = count - len(set(found["row"].tolist()))
     if skipped:
         log.warning("%d of %d images were unreadable or too small", skipped, count)
-    if not tokens:
+    if skipped == count:
         raise ModelError("no image could be read")
-    row, kind = torch.tensor(places).T.contiguous()
-    return {"tokens": torch.cat(tokens), "row": row.clone(), "kind": kind.clone()}
+    return found

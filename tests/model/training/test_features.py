@@ -10,7 +10,7 @@ import torch
 from model.backbone import Backbone, load_backbone
 from model.errors import ModelError
 from model.nsnet import block_tokens, continue_tokens, normalise
-from model.training import features
+from model.training import copies, features
 from model.training.augment import Augmentation
 from model.training.copies import CLEAN, DEGRADED, EQUALISED, canvases_of
 from model.training.features import Features, tower_features
@@ -74,28 +74,51 @@ def test_pooled_hidden_states_go_on_to_what_the_pooled_tower_gives(
     assert not torch.equal(whole.tokens, pooled.tokens)
 
 
-def test_an_extraction_that_was_killed_starts_again(
-    rows: list[Row], tower: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("frozen", [1, None])
+@pytest.mark.parametrize(
+    "meanwhile", ["nothing", "hidden states cut off", "a part cut off", "an image edited"]
+)
+def test_an_extraction_that_was_killed_goes_on(
+    rows: list[Row], tower: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    meanwhile: str, frozen: int | None,
+) -> None:  # fmt: skip
+    """To what it would have been; only what is not as it was is computed again."""
     cache = tmp_path / "cache"
-    whole = computed(rows, tower, tmp_path / "whole")
+    monkeypatch.setattr(features, "_SAVED", 2)
+    rows[1].path.write_bytes(b"no image")
+    read: list[int] = []
 
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def counted(index: int, row: Row, *rest: Any) -> list[Any]:
+        read.append(rows.index(row))
+        if row is killer:
+            raise KeyboardInterrupt
+        return canvases_of(index, row, *rest)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(features, "save_file", killed)
-        with pytest.raises(KeyboardInterrupt):
-            computed(rows, tower, cache)
-    [left] = cache.iterdir()
-    assert left.name.endswith(".hidden.part")
-    left.write_bytes(left.read_bytes()[:1000])
-    again = computed(rows, tower, cache)
-    assert again.hidden is not None
-    assert whole.hidden is not None
-    assert torch.equal(again.tokens, whole.tokens)
-    assert torch.equal(again.hidden, whole.hidden)
-    assert {path.suffix for path in cache.iterdir()} == {".hidden", ".safetensors"}
+    monkeypatch.setattr(copies, "canvases_of", counted)
+    killer: Row | None = rows[4]
+    with pytest.raises(KeyboardInterrupt):
+        computed(rows, tower, cache, frozen=frozen)
+    [parts] = cache.iterdir()
+    assert {path.suffix for path in parts.iterdir()} <= {".safetensors", ""}
+    killer, expected = None, [4]
+    if meanwhile == "hidden states cut off" and frozen:
+        (parts / "hidden").write_bytes((parts / "hidden").read_bytes()[:-1])
+        expected = [2, 3, 4]
+    elif meanwhile == "a part cut off":
+        (parts / "0.safetensors").unlink()
+        expected = [0, 1, 2, 3, 4]
+    elif meanwhile == "an image edited":
+        photo(150, 130, 99).save(rows[3].path)
+        expected = [2, 3, 4]
+    read.clear()
+    again = computed(rows, tower, cache, frozen=frozen)
+    assert sorted(read) == expected
+    whole = computed(rows, tower, tmp_path / "whole", frozen=frozen)
+    assert again.row.unique().tolist() == [0, 2, 3, 4]
+    for name in ("tokens", "row", "kind", *(["hidden"] if frozen else [])):
+        assert torch.equal(getattr(again, name), getattr(whole, name))
+    suffixes = {".hidden", ".safetensors"} if frozen else {".safetensors"}
+    assert {path.suffix for path in cache.iterdir()} == suffixes
 
 
 def test_hidden_states_that_were_deleted_are_computed_again(
