@@ -4,10 +4,11 @@ An engine changes how fast the tokens are computed, never which: the checkpoint 
 `benchmarks/engines.py` measures by how much scores, verdicts and speed differ between them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from open_clip.transformer import VisionTransformer
+from torch import Tensor
 
 from model.engines.base import Engine, EngineError, cpu_has
 from model.engines.onnx_graph import OnnxEngine, onnxruntime
@@ -23,6 +24,7 @@ __all__ = [
     "TorchEngine",
     "cpu_has",
     "make_engine",
+    "state_engine",
     "tower_engine",
 ]
 
@@ -101,12 +103,44 @@ def tower_engine(
     Raises:
         EngineError: as `make_engine`.
     """
-    if name not in ("openvino", "int8"):
-        raise EngineError(f"the tower's engine {name!r} is not one of torch, openvino, int8")
-    if device.type != "cpu":
-        raise EngineError(f"the engine {name!r} runs on the CPU, not on {device}")
+    _check(name, device)
     if name == "int8" and ranges is not None and _int8_is_onnx():
         return OnnxEngine(visual, reads, threads, ranges, pooled_after)
     return OpenVinoEngine(
         visual, reads, dtype, threads, int8=name == "int8", ranges=ranges, pooled_after=pooled_after
     )
+
+
+def state_engine(
+    name: str,
+    visual: VisionTransformer,
+    reads: Sequence[int],
+    kept: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    threads: int,
+    pooled_after: int = 0,
+    pool_kept: bool = False,
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Make what gives an engine's tokens, and all tokens after the block `kept`.
+
+    What adapters are fitted to must be exact: `int8` does not give it.
+
+    Raises:
+        EngineError: as `tower_engine`, or the engine is int8.
+    """
+    _check(name, device)
+    if name == "int8":
+        raise EngineError("adapters learn from what torch or openvino computes, not from int8")
+    return OpenVinoEngine(
+        visual, reads, dtype, threads, int8=False, pooled_after=pooled_after, kept=kept,
+        pool_kept=pool_kept,
+    ).with_hidden  # fmt: skip
+
+
+def _check(name: str, device: torch.device) -> None:
+    if name not in ("openvino", "int8"):
+        raise EngineError(f"the tower's engine {name!r} is not one of torch, openvino, int8")
+    if device.type != "cpu":
+        raise EngineError(f"the engine {name!r} runs on the CPU, not on {device}")

@@ -59,6 +59,8 @@ class OpenVinoEngine:
         int8: whether linear layers multiply in int8.
         ranges: of the tower's activations (`ranges.activation_ranges`).
         pooled_after: see `NSNetConfig`.
+        kept: the block, from 1, after which `with_hidden` gives all tokens.
+        pool_kept: pool those, of a tower that is not pooled.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class OpenVinoEngine:
         int8: bool,
         ranges: Ranges | None = None,
         pooled_after: int = 0,
+        kept: int = 0,
+        pool_kept: bool = False,
     ) -> None:
         ov = openvino()
         if ov is None:
@@ -88,16 +92,24 @@ class OpenVinoEngine:
         }
         tiles = ranges is not None and cpu_has("amx_int8")
         graph = _Graph(ov, int8=int8 and not tiles, ranges=ranges if int8 else None)
-        compiled = ov.Core().compile_model(graph.tower(visual, reads, pooled_after), "CPU", options)
+        tower = graph.tower(visual, reads, pooled_after, kept, pool_kept=pool_kept)
+        compiled = ov.Core().compile_model(tower, "CPU", options)
         self._request = compiled.create_infer_request()
 
     def __call__(self, canvases: Tensor) -> Tensor:
         """See `Engine`."""
-        return in_parts(self._run, canvases.contiguous(), self._chunk)
+        return in_parts(lambda part: self._run(part)[0], canvases.contiguous(), self._chunk)
 
-    def _run(self, canvases: Tensor) -> Tensor:
-        # The request's own output is overwritten by the next one.
-        return torch.from_numpy(np.array(self._request.infer([canvases.numpy()])[0]))
+    def with_hidden(self, canvases: Tensor) -> tuple[Tensor, Tensor]:
+        """What a call gives, and all tokens after the block `kept`: float32 [n, L, width]."""
+        parts = [self._run(part) for part in torch.split(canvases.contiguous(), self._chunk)]
+        tokens, hidden = (torch.cat(found) for found in zip(*parts, strict=True))
+        return tokens, hidden
+
+    def _run(self, canvases: Tensor) -> list[Tensor]:
+        # The request's own outputs are overwritten by the next ones.
+        found = self._request.infer([canvases.numpy()])
+        return [torch.from_numpy(np.array(found[place])) for place in range(len(found))]
 
 
 class _Graph:
@@ -115,8 +127,14 @@ class _Graph:
         self._int8 = int8
         self._ranges = ranges or {}
 
-    def tower(self, visual: VisionTransformer, reads: Sequence[int], pooled_after: int) -> Any:
-        """Canvases uint8 [n, 3, S, S] -> ln_post of CLS tokens float32 [n, len(reads), width]."""
+    def tower(
+        self, visual: VisionTransformer, reads: Sequence[int], pooled_after: int, kept: int = 0,
+        *, pool_kept: bool = False,
+    ) -> Any:  # fmt: skip
+        """Canvases uint8 [n, 3, S, S] -> ln_post of CLS tokens float32 [n, len(reads), width].
+
+        With `kept`, all tokens after that block are a second output.
+        """
         ops, const, index = self._ops, self._const, self._index
         blocks = visual.transformer.resblocks
         check_tower(visual, blocks)
@@ -141,14 +159,17 @@ class _Graph:
             ops.add(patches, const(rest)),
         ], axis=1)  # fmt: skip
         tokens = self._norm(tokens, visual.ln_pre)
-        found = []
+        found, hidden, half = [], [], side // patch // 2
         for number, block in enumerate(blocks[: reads[-1]], 1):
             ranges = {layer: of[number - 1] for layer, of in self._ranges.items()}
             if number >= reads[0]:  # half of int8's whole error, and read as it is
                 ranges.pop("c_proj", None)
-            tokens = self._block(tokens, block, ranges, last=number == reads[-1])
+            last = number == reads[-1] and number != kept
+            tokens = self._block(tokens, block, ranges, last=last)
             if number == pooled_after:
-                tokens = self._pooled(tokens, side // patch // 2, width)
+                tokens = self._pooled(tokens, half, width)
+            if number == kept:
+                hidden = [self._pooled(tokens, half, width) if pool_kept else tokens]
             if number in reads:
                 found.append(self._norm(self._cls(tokens), visual.ln_post))
         result = ops.concat(found, axis=1)
@@ -157,7 +178,7 @@ class _Graph:
             # with it the sums of all blocks, for 5 % of the time. Beside int8's error bfloat16's is
             # nothing.
             result = ops.matmul(result, const(np.eye(width)), False, False)
-        return self._model([result], [canvases], "tower")
+        return self._model([result, *hidden], [canvases], "tower")
 
     def _block(self, tokens: Any, block: Any, ranges: Ranges, *, last: bool) -> Any:
         ops, index, attention = self._ops, self._index, block.attn

@@ -13,14 +13,16 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from open_clip.transformer import VisionTransformer
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.backbone import Backbone
-from model.engines import tower_engine
+from model.engines import state_engine, tower_engine
 from model.errors import ModelError
 from model.nsnet import hidden_states, normalise, pool_tokens
 from model.patches import PatchRule
@@ -87,13 +89,11 @@ def tower_features(
         pool_hidden: pool the tokens that are kept, of a tower that is not pooled.
         dtype: bfloat16 doubles the speed on recent CPUs; tokens differ by about 1 %.
         device: where the tower runs.
-        engine: what runs it, see `engines.make_engine`. Hidden states come from torch alone.
+        engine: what runs it, see `engines.make_engine`. int8 gives no hidden states.
 
     Raises:
         ModelError: no image could be used, or an engine that cannot be had for this.
     """
-    if engine != "torch" and frozen is not None:
-        raise ModelError("adapters learn from what torch computes: leave --engine at torch")
     key = (
         f"{digest(rows)}{backbone.sha256}{rule!r}{tuple(kinds)}{how!r}{frozen}{dtype}{engine}"
         f"{pooled_after}{pool_hidden}"
@@ -108,26 +108,10 @@ def tower_features(
         or found["tokens"].shape[1] < depth
         or (frozen is not None and not hidden_path.exists())
     ):
-        if engine == "torch":
-            visual = copy.deepcopy(visual).to(device=device, dtype=dtype)
-        else:
-            tower = tower_engine(
-                engine, visual, range(1, depth + 1), device=torch.device(device), dtype=dtype,
-                threads=torch.get_num_threads(), pooled_after=pooled_after,
-            )  # fmt: skip
-
-        @torch.inference_mode()
-        def run(canvases: Tensor) -> tuple[Tensor, Tensor | None]:
-            if engine != "torch":
-                return tower(canvases).half(), None
-            pixels = normalise(canvases.to(device))
-            states = hidden_states(visual, pixels.to(dtype), range(1, depth + 1), pooled_after)
-            tokens = torch.stack([visual.ln_post(h[:, 0]) for h in states], dim=1).half().cpu()
-            if frozen is None:
-                return tokens, None
-            kept = pool_tokens(states[frozen - 1]) if pool_hidden else states[frozen - 1]
-            return tokens, kept.half().cpu()
-
+        run = _runner(
+            visual, depth, frozen, pooled_after, pool_hidden=pool_hidden, dtype=dtype,
+            device=torch.device(device), engine=engine,
+        )  # fmt: skip
         width = visual.positional_embedding.shape[1]
         shards = _Shards(stem.with_suffix(".parts"), stamps, (depth, width))
         images = canvases_ahead(rows[shards.images :], rule, kinds, how)
@@ -149,6 +133,49 @@ def tower_features(
             str(hidden_path), shared=False, size=math.prod(shape), dtype=torch.float16
         ).view(shape)
     return Features(**found, hidden=hidden)
+
+
+def _runner(
+    visual: VisionTransformer,
+    depth: int,
+    frozen: int | None,
+    pooled_after: int,
+    *,
+    pool_hidden: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    engine: str,
+) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+    """Make what gives tokens and hidden states of canvases; see `tower_features`."""
+    blocks = range(1, depth + 1)
+    if engine != "torch":
+        how: dict[str, Any] = {
+            "device": device, "dtype": dtype, "threads": torch.get_num_threads(),
+            "pooled_after": pooled_after,
+        }  # fmt: skip
+        if frozen is None:
+            tower = tower_engine(engine, visual, blocks, **how)
+            return lambda canvases: (tower(canvases).half(), None)
+        both = state_engine(engine, visual, blocks, frozen, pool_kept=pool_hidden, **how)
+
+        def halves(canvases: Tensor) -> tuple[Tensor, Tensor]:
+            tokens, kept = both(canvases)
+            return tokens.half(), kept.half()
+
+        return halves
+    visual = copy.deepcopy(visual).to(device=device, dtype=dtype)
+
+    @torch.inference_mode()
+    def run(canvases: Tensor) -> tuple[Tensor, Tensor | None]:
+        pixels = normalise(canvases.to(device))
+        states = hidden_states(visual, pixels.to(dtype), blocks, pooled_after)
+        tokens = torch.stack([visual.ln_post(h[:, 0]) for h in states], dim=1).half().cpu()
+        if frozen is None:
+            return tokens, None
+        kept = pool_tokens(states[frozen - 1]) if pool_hidden else states[frozen - 1]
+        return tokens, kept.half().cpu()
+
+    return run
 
 
 def _stamps(rows: Sequence[Row]) -> Tensor:

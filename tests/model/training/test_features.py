@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model.backbone import Backbone, load_backbone
+from model.engines import base
 from model.errors import ModelError
 from model.nsnet import block_tokens, continue_tokens, normalise
 from model.training import copies, features
@@ -192,8 +193,27 @@ def test_another_engine_gives_the_same_tokens_in_a_file_of_its_own(
     assert len(list(cache.glob("*.safetensors"))) == 2
     with pytest.raises(ModelError, match="'auto' is not one of torch, openvino, int8"):
         computed(rows, tower, cache, frozen=None, engine="auto")
-    with pytest.raises(ModelError, match="adapters learn from what torch computes"):
-        computed(rows, tower, cache, engine="openvino")
+    with pytest.raises(ModelError, match="adapters learn from what torch or openvino computes"):
+        computed(rows, tower, cache, engine="int8")
+
+
+@pytest.mark.parametrize(
+    ("frozen", "pooled_after", "pool"), [(1, 0, False), (1, 0, True), (2, 1, False), (3, 0, False)]
+)
+def test_another_engine_gives_the_same_hidden_states(
+    rows: list[Row], tower: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    frozen: int, pooled_after: int, pool: bool,
+) -> None:  # fmt: skip
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(base, "CPU_TOKENS", 3 * tower.visual.positional_embedding.shape[0])
+    kept = {"frozen": frozen, "pooled_after": pooled_after, "pool_hidden": pool}
+    ours = computed(rows, tower, tmp_path, **kept)
+    theirs = computed(rows, tower, tmp_path, **kept, engine="openvino")
+    assert ours.hidden is not None
+    assert theirs.hidden is not None
+    assert theirs.hidden.shape == ours.hidden.shape
+    assert torch.allclose(theirs.hidden.float(), ours.hidden.float(), atol=0.02)
+    assert torch.allclose(theirs.tokens.float(), ours.tokens.float(), atol=0.02)
 
 
 def test_a_deeper_file_serves_a_shallower_need_and_not_the_other_way(
