@@ -10,12 +10,10 @@ ARG TORCH_INDEX=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
-RUN if [ -n "$TORCH_INDEX" ]; then pip install torch torchvision --index-url "$TORCH_INDEX"; fi
-WORKDIR /dependencies
-# Gigabytes that only pyproject.toml can change; the code goes into a layer of its own below.
-COPY pyproject.toml ./
-RUN mkdir app model cli && touch README.md LICENSE app/__init__.py model/__init__.py cli/__init__.py \
- && pip install . && pip uninstall --yes nsnet
+# Gigabytes in a layer of their own; all else is what requirements.lock says, to the byte.
+RUN pip install 'torch>=2.9' 'torchvision>=0.24' ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
+COPY requirements.lock ./
+RUN pip install --no-deps --require-hashes --requirement requirements.lock
 
 FROM dependencies AS backbone
 ARG PIP_INDEX_URL
@@ -31,30 +29,27 @@ RUN mkdir /backbone && if [ "$BAKE_BACKBONE" = 1 ]; then \
 
 FROM dependencies AS code
 ARG PIP_INDEX_URL
-# Not where the placeholders were built: setuptools would take those, being newer, for the code.
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
-COPY app app
+COPY weights weights
 COPY model model
+COPY app app
+COPY benchmarks benchmarks
 COPY cli cli
 RUN pip install --no-deps --target /opt/nsnet .
-# A checkpoint is written for its owner alone; the server runs as another user.
-COPY weights /weights
-RUN chmod -R a+rX /weights
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 nsnet \
  && useradd --uid 10001 --gid nsnet --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nsnet
 COPY --from=dependencies /venv /venv
 COPY --from=backbone /backbone /backbone
-COPY --from=code /weights /weights
 COPY --from=code /opt/nsnet /opt/nsnet
 ENV PATH=/opt/nsnet/bin:/venv/bin:$PATH PYTHONPATH=/opt/nsnet \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 \
     NSNET_HOST=0.0.0.0 NSNET_PORT=8000 NSNET_DRAIN_DELAY_S=3 \
-    NSNET_CHECKPOINT=/weights/nsnet-vit-b-16.safetensors \
     NSNET_BACKBONE=/backbone/tower.safetensors
-ARG VERSION=dev
+# As pyproject.toml has it; a test holds them together.
+ARG VERSION=0.4.1
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="nsnet" \
       org.opencontainers.image.description="Tells AI-generated images from photographs" \

@@ -21,7 +21,7 @@ serve: $(VENV)/.serve  ## install, fetch and verify the backbone, serve on :8000
 	$(BIN)/nsnet backbone fetch
 	$(BIN)/nsnet serve
 
-test: $(VENV)/.dev  ## run every test
+test: $(VENV)/.dev  ## run every test, and print the slowest ten
 	$(BIN)/nsnet backbone fetch
 	$(BIN)/pytest
 
@@ -31,8 +31,14 @@ check: $(VENV)/.dev  ## lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# torch is installed first, from the index that fits the machine; what only it needs comes with it.
+lock: $(VENV)/.dev  ## renew requirements.lock, the versions and hashes in the container image
+	printf 'torch\ntorchvision\n' | $(BIN)/uv pip compile pyproject.toml --output-file requirements.lock --upgrade \
+	  --universal --python-version 3.11 --generate-hashes --excludes - \
+	  --custom-compile-command 'make lock' --quiet
+
 accuracy: $(VENV)/.dev  ## score a manifest over HTTP: make accuracy MANIFEST=path/to/manifest.csv
 	$(BIN)/nsnet backbone fetch
 	$(BIN)/python benchmarks/accuracy.py $(MANIFEST)
 
-.PHONY: help serve test check accuracy
+.PHONY: help serve test check lock accuracy
