@@ -6,35 +6,57 @@ A detail is written for the client by hand: exception texts, paths and inputs ar
 import logging
 import traceback
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.responses import JSONResponse
 
+from model.images import ImageError
+
 MEDIA_TYPE = "application/problem+json"
 
-# code -> status, title (RFC 9457)
-CATALOGUE: Final[Mapping[str, tuple[int, str]]] = {
-    "malformed_multipart": (400, "The multipart body cannot be parsed"),
-    "missing_file": (400, "No image was sent"),
-    "empty_file": (400, "The image file is empty"),
-    "bad_request": (400, "The request cannot be understood"),
-    "unauthorized": (401, "An API key is needed"),
-    "not_found": (404, "There is no such resource"),
-    "method_not_allowed": (405, "The resource does not take this method"),
-    "payload_too_large": (413, "The body is too large"),
-    "too_many_files": (413, "Too many images in one request"),
-    "too_many_pixels": (413, "The image has too many pixels"),
-    "unsupported_media_type": (415, "This is not an image format that is read here"),
-    "corrupt_image": (422, "The image is damaged"),
-    "image_too_small": (422, "The image is too small"),
-    "validation_error": (422, "The request is not valid"),
-    "queue_full": (429, "The server is busy"),
-    "rate_limited": (429, "Too many requests"),
-    "internal_error": (500, "Something went wrong here"),
-    "inference_failed": (500, "The image could not be scored"),
-    "not_ready": (503, "The model is not loaded yet"),
-    "draining": (503, "The server is shutting down"),
-    "deadline_exceeded": (504, "The deadline has passed"),
+_IMAGES = ("/detect", "/detect/batch")
+_KEYED = (*_IMAGES, "/model")
+_PROBES = ("/livez", "/healthz", "/readyz")
+_ALL = (*_KEYED, *_PROBES, "/metrics")
+
+
+class Row(NamedTuple):
+    """One kind of error.
+
+    Attributes:
+        status: of the answer.
+        title: what it says whatever the case (RFC 9457).
+        routes: paths of the routes that document it; an image of a batch has its errors in its
+            item, by the same codes.
+    """
+
+    status: int
+    title: str
+    routes: tuple[str, ...] = _IMAGES
+
+
+CATALOGUE: Final[Mapping[str, Row]] = {
+    "malformed_multipart": Row(400, "The multipart body cannot be parsed"),
+    "missing_file": Row(400, "No image was sent"),
+    "empty_file": Row(400, "The image file is empty"),
+    "bad_request": Row(400, "The request cannot be understood"),
+    "unauthorized": Row(401, "An API key is needed", _KEYED),
+    "not_found": Row(404, "There is no such resource", ()),
+    "method_not_allowed": Row(405, "The resource does not take this method", ()),
+    "payload_too_large": Row(413, "The body is too large"),
+    "too_many_files": Row(413, "Too many images in one request"),
+    "too_many_pixels": Row(413, "The image has too many pixels"),
+    "unsupported_media_type": Row(415, "This is not an image format that is read here"),
+    "corrupt_image": Row(422, "The image is damaged"),
+    "image_too_small": Row(422, "The image is too small"),
+    "validation_error": Row(422, "The request is not valid"),
+    "queue_full": Row(429, "The server is busy"),
+    "rate_limited": Row(429, "Too many requests"),
+    "internal_error": Row(500, "Something went wrong here", _ALL),
+    "inference_failed": Row(500, "The image could not be scored"),
+    "not_ready": Row(503, "The model is not loaded yet", (*_KEYED, *_PROBES)),
+    "draining": Row(503, "The server is shutting down", (*_IMAGES, "/readyz")),
+    "deadline_exceeded": Row(504, "The deadline has passed"),
 }
 
 
@@ -58,7 +80,8 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(detail)
         self.code = code
-        self.status, self.title = CATALOGUE[code]
+        row = CATALOGUE[code]
+        self.status, self.title = row.status, row.title
         self.detail = detail
         self.headers = dict(headers or {})
         if retry_after is not None:
@@ -94,6 +117,11 @@ def from_status(status: int, headers: Mapping[str, str] | None = None) -> ApiErr
     """Translate what the framework itself raises, by status."""
     code, detail = _BY_STATUS.get(status, ("internal_error", "The request could not be handled."))
     return ApiError(code, detail, headers=headers)
+
+
+def from_image(error: ImageError) -> ApiError:
+    """Translate why an image is not read or not judged: its code is one of the catalogue's."""
+    return ApiError(error.code, str(error))
 
 
 def log_unexpected(log: logging.Logger, error: Exception, identifier: str) -> None:

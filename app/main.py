@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from types import FrameType
 
 import uvicorn
@@ -17,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.errors import ApiError, from_status
-from app.limits import BodyLimit
+from app.intake.uploads import BodyLimit
 from app.observe import Observe
 from app.routes import detect, system
 from app.service import Loader, Service, State, load_detector
@@ -49,7 +50,7 @@ def create_app(settings: Settings, load: Loader = load_detector) -> FastAPI:
     app = FastAPIOffline(
         title="NS-Net",
         description=DESCRIPTION,
-        version="1",
+        version=version("nsnet"),
         docs_url="/docs" if settings.docs else None,
         redoc_url=None,
         lifespan=lifespan,
@@ -146,12 +147,14 @@ def serve(settings: Settings, load: Loader = load_detector) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    for note in settings.notes:
+        log.warning("%s", note)
     app = create_app(settings, load)
     server = make_server(app, settings)
     server.run()
     service: Service = app.state.service
     status = 1 if service.state is State.FAILED or not server.started else 0
-    if service.decoding:  # nobody waits for it, but the interpreter's own end would
+    if service.busy:  # nobody waits for it, but the interpreter's own end would
         logging.shutdown()
         os._exit(status)
     return status

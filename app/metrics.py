@@ -12,9 +12,7 @@ from prometheus_client import (
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # OpenTelemetry's http.server.request.duration buckets.
-_HTTP_BUCKETS = (
-    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
-)  # fmt: skip
+_HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _TENTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 
 
@@ -33,13 +31,18 @@ class Metrics:
             "nsnet_rejected", "Requests and images refused, by error code.", ["reason"], registry=r
         )
         self.stage = Histogram(
-            "nsnet_stage_duration_seconds", "Time per stage of an image.", ["stage"],
-            buckets=_HTTP_BUCKETS, registry=r,
-        )  # fmt: skip
-        self.batch_size = Histogram(
-            "nsnet_batch_size", "Images per forward pass.", buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            "nsnet_stage_duration_seconds",
+            "Time per stage of an image.",
+            ["stage"],
+            buckets=_HTTP_BUCKETS,
             registry=r,
-        )  # fmt: skip
+        )
+        self.batch_size = Histogram(
+            "nsnet_batch_size",
+            "Images per forward pass.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=r,
+        )
         self.queue_depth = Gauge(
             "nsnet_queue_depth", "Images decoded and waiting for the device.", registry=r
         )
@@ -50,12 +53,17 @@ class Metrics:
             "nsnet_score", "Calibrated scores: watch for drift.", buckets=_TENTHS, registry=r
         )
         self.cache = Counter(
-            "nsnet_cache_requests", "Result cache look-ups: hit, miss.", ["result"], registry=r
+            "nsnet_cache_requests",
+            "Result look-ups: hit, miss, shared (with the same upload under way).",
+            ["result"],
+            registry=r,
         )
         self.model_info = Gauge(
-            "nsnet_model_info", "The loaded model.",
-            ["name", "version", "sha256", "device", "dtype"], registry=r,
-        )  # fmt: skip
+            "nsnet_model_info",
+            "The loaded model.",
+            ["name", "version", "sha256", "device", "engine", "precision", "dtype"],
+            registry=r,
+        )
         self.model_load = Gauge(
             "nsnet_model_load_seconds", "Time to load and warm up the model.", registry=r
         )
@@ -63,9 +71,12 @@ class Metrics:
             "http_requests", "HTTP requests.", ["method", "route", "status"], registry=r
         )
         self.request_duration = Histogram(
-            "http_request_duration_seconds", "HTTP request duration.", ["method", "route"],
-            buckets=_HTTP_BUCKETS, registry=r,
-        )  # fmt: skip
+            "http_request_duration_seconds",
+            "HTTP request duration.",
+            ["method", "route"],
+            buckets=_HTTP_BUCKETS,
+            registry=r,
+        )
 
     def render(self) -> bytes:
         """Write the text exposition."""

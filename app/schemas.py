@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.errors import MEDIA_TYPE
-from model.detector import Verdict
+from app.errors import CATALOGUE, MEDIA_TYPE
+from model.verdicts import Verdict
 
 
 class ThresholdsOut(BaseModel):
@@ -33,7 +33,7 @@ class ImageOut(BaseModel):
 
 
 class TimingsOut(BaseModel):
-    """Milliseconds per stage."""
+    """Milliseconds per stage of the work that the score comes from; none, where it was cached."""
 
     decode: float
     patches: float
@@ -46,12 +46,24 @@ class DetectionOut(BaseModel):
 
     id: str = Field(description="the request's id; `-N` is added for image N of a batch")
     verdict: Verdict
-    score: float = Field(ge=0, le=1, description="calibrated probability of AI generation")
+    score: float = Field(
+        ge=0,
+        le=1,
+        description="calibrated probability of AI generation; the image's, whatever the request",
+    )
+    looks: int = Field(
+        ge=1,
+        description="how many views of the image the score stands on; on a first one of several, "
+        "no threshold of the request's own gives ai_generated",
+    )
     thresholds: ThresholdsOut
     model: ModelOut
     image: ImageOut
     warnings: list[str] = Field(examples=[["few_patches"]])
-    cached: bool = Field(description="whether the score comes from the result cache")
+    cached: bool = Field(
+        description="whether the score comes from the result cache; false where it was shared "
+        "with the same upload under way"
+    )
     timings_ms: TimingsOut
 
 
@@ -67,10 +79,17 @@ class ProblemOut(BaseModel):
     request_id: str
 
 
-def documented(description: str) -> dict[str, Any]:
-    """An error answer for the OpenAPI document."""
-    schema = ProblemOut.model_json_schema()
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
+def problems(path: str) -> dict[int | str, dict[str, Any]]:
+    """The errors that a route may answer, by status, for the OpenAPI document."""
+    codes: dict[int, list[str]] = {}
+    for code, row in CATALOGUE.items():
+        if path in row.routes:
+            codes.setdefault(row.status, []).append(code)
+    content = {MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
+    return {
+        status: {"description": ", ".join(names), "content": content}
+        for status, names in codes.items()
+    }
 
 
 class ItemOk(BaseModel):
@@ -136,10 +155,15 @@ class ModelDetailsOut(ModelOut):
 
     backbone: BackboneOut
     device: str
-    engine: str
+    engine: str = Field(description="what runs the tower", examples=["openvino"])
+    precision: str = Field(
+        description="what the tower's products multiply in", examples=["int8", "float"]
+    )
+    dtype: str = Field(description="what all else computes in", examples=["float32"])
     canvases: str
-    dtype: str
     thresholds: ThresholdsOut
-    calibration: dict[str, Any]
+    calibration: dict[str, Any] = Field(
+        description="from logit to score: `first`, of the first look, and `all`, of every view"
+    )
     evaluation: dict[str, Any] = Field(description="held-out figures; see the model card")
     limits: LimitsOut

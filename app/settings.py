@@ -1,21 +1,37 @@
-"""Every setting of the service: an environment variable with the prefix `NSNET_`."""
+"""Every setting of the service: an environment variable with the prefix `NSNET_`.
 
+Neither torch nor scikit-learn is imported here: a mistake is told before the seconds they take. No
+`.env` file is read.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from model.cores import cores
+from model.hardware import Runtime, cores
+from model.images import Limits
 
 PREFIX = "NSNET_"
-DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "weights" / "nsnet-vit-b-16.safetensors"
 MIB = 1024 * 1024
+
+# Ours, but read by docker-compose.yml: the published address.
+_NO_SETTINGS = frozenset({"NSNET_PUBLISH"})
+# What Kubernetes tells every container of a Service called nsnet, or nsnet-and-more.
+_SERVICE = re.compile(
+    r"NSNET_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)"
+)
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 
 
 class SettingsError(Exception):
-    """An environment variable holds what its setting does not allow."""
+    """The environment holds what no setting allows."""
 
 
 class Settings(BaseSettings):
@@ -34,17 +50,25 @@ class Settings(BaseSettings):
         "info", description="lowest level that is logged; no level logs an image or its name"
     )
 
-    checkpoint: Path = Field(DEFAULT_CHECKPOINT, description="the NS-Net checkpoint")
+    checkpoint: Path | None = Field(
+        None, description="the NS-Net checkpoint; without it the one that came with the package"
+    )
     backbone: Path | None = Field(
         None, description="the CLIP tower's file; without it the cache, then the registry"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
+    engine: Literal["auto", "torch", "openvino", "onnxruntime"] = Field(
+        "auto", description="what runs the tower; auto: the fastest here"
+    )
+    precision: Literal["auto", "float", "int8"] = Field(
+        "auto",
+        description="what the tower's products multiply in; float: dtype; auto: with the engine's "
+        "choice",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="of the tower; auto: bfloat16 on CUDA, AMX and AVX-512 BF16, else float32",
-    )
-    engine: Literal["auto", "torch", "openvino", "int8"] = Field(
-        "auto", description="what runs the tower; auto: the fastest here"
+        description="of all other operations; auto: bfloat16 on CUDA, AMX and AVX-512 BF16, else "
+        "float32",
     )
     canvases: Literal["all", "adaptive"] = Field(
         "adaptive",
@@ -88,12 +112,26 @@ class Settings(BaseSettings):
     cache_size: int = Field(4096, ge=0, description="results kept, by content digest; 0: none")
     cache_ttl_s: float = Field(600.0, gt=0, description="how long a result is kept")
 
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _no_precision(cls, value: object) -> object:
+        if value == "int8":
+            raise ValueError("int8 is a precision: use NSNET_PRECISION=int8")
+        return value
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return [key.strip() for key in value.split(",") if key.strip()]
         return value
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the log should say at the start of how the environment was read."""
+        return self._notes
 
     def threads(self) -> int:
         """Threads for the forward pass: not more than the cores that this process may use.
@@ -106,21 +144,86 @@ class Settings(BaseSettings):
         """Threads that decode images."""
         return self.decode_workers or cores()
 
+    def runtime(self) -> Runtime:
+        """Where and how the tower runs.
+
+        Raises:
+            ModelError: the device cannot be used here.
+        """
+        return Runtime.resolve(
+            device=self.device,
+            dtype=self.dtype,
+            engine=self.engine,
+            precision=self.precision,
+            threads=self.threads(),
+        )
+
+    def limits(self, min_side: int) -> Limits:
+        """What an upload may cost at most.
+
+        Args:
+            min_side: smallest side that the detector takes, pixels.
+        """
+        return Limits(
+            max_bytes=self.max_upload_bytes,
+            max_pixels=self.max_pixels,
+            max_aspect=self.max_aspect,
+            min_side=min_side,
+        )
+
 
 def load_settings() -> Settings:
     """Read the environment.
 
     Raises:
-        SettingsError: one line per wrong variable, without its value.
+        SettingsError: one line for all that is wrong, without a value: a variable that is no
+            setting, a value that its setting does not allow, settings that contradict each other.
     """
+    environment = {name.upper(): value for name, value in os.environ.items()}
+    port = f"{PREFIX}PORT"
+    injected = bool(_SERVICE_ADDRESS.match(environment.get(port, "")))
+    wrong = list(_unknown(environment))
     try:
-        return Settings()
+        # What is given here goes before the environment.
+        settings = Settings(port=Settings.model_fields["port"].default) if injected else Settings()
     except ValidationError as error:
-        lines = [
-            f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}"
+        wrong += [
+            f"{_variable(str(e['loc'][0]))}: {e['msg'].removeprefix('Value error, ')}"
             for e in error.errors(include_input=False)
         ]
-        raise SettingsError("; ".join(lines)) from None
+    else:
+        wrong += _contradictions(settings)
+    if wrong:
+        raise SettingsError("; ".join(wrong))
+    if injected:
+        settings._notes = (
+            f"{port} is an address, as Kubernetes sets it for a Service called nsnet: the port is "
+            f"{settings.port}",
+        )
+    return settings
+
+
+def _variable(field: str) -> str:
+    return f"{PREFIX}{field.upper()}"
+
+
+def _unknown(environment: Mapping[str, str]) -> Iterator[str]:
+    """One clause for each variable that looks like a setting and is none."""
+    settings = {_variable(field) for field in Settings.model_fields}
+    for name, value in environment.items():
+        if not name.startswith(PREFIX) or name in settings | _NO_SETTINGS:
+            continue
+        if _SERVICE.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_ADDRESS.match(value)):
+            continue
+        [nearest] = difflib.get_close_matches(name, settings, n=1, cutoff=0)
+        yield f"{name} is no setting; the nearest is {nearest}"
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    if settings.max_files > settings.max_queue:
+        yield "NSNET_MAX_FILES is above NSNET_MAX_QUEUE: no full batch would ever be admitted"
+    if settings.max_upload_bytes > settings.max_request_bytes:
+        yield "NSNET_MAX_UPLOAD_BYTES is above NSNET_MAX_REQUEST_BYTES: no file so large can arrive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +246,7 @@ def describe_settings(settings: Settings) -> list[Described]:
 
     return [
         Described(
-            f"{PREFIX}{name.upper()}",
+            _variable(name),
             shown(name, getattr(settings, name)),
             shown(name, field.default),
             field.description or "",

@@ -21,17 +21,19 @@ from typing import Any
 
 import httpx
 import numpy as np
+from PIL import Image
 from rich.progress import track
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from cli.local import local_server
-from model.checkpoint import Verdict
-from model.evaluation.conditions import CONDITIONS, name_rng
-from model.evaluation.evaluate import Scored
-from model.evaluation.figures import consistency, overall, per_group
-from model.pixels import read_rgb
-from model.training.manifest import Row, read_dataset
+from benchmarks.local import local_server
+from model.checkpoint import KEY, read_checkpoint
+from model.data.degrade import CONDITIONS, rng_of
+from model.data.manifest import Row, read_dataset
+from model.errors import ImageError
+from model.figures.predictions import Predictions
+from model.figures.tables import consistency, markdown, overall, overall_table, per_group
+from model.images import read_picture
+from model.tensorfile import write_tensors
+from model.verdicts import Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ROOT / "weights" / "nsnet-vit-b-16-train.safetensors"
@@ -51,21 +53,28 @@ def server(checkpoint: Path) -> Iterator[httpx.Client]:
 
 def without_selection(checkpoint: Path, folder: Path) -> Path:
     """The same checkpoint, reading one window, at the centre."""
-    with safe_open(checkpoint, "pt") as file:
-        metadata = json.loads(file.metadata()["nsnet"])
-    patches = metadata["network"]["patches"]
-    patches.update(candidates=1, canvases=1 + patches.get("whole", False))
+    stored = read_checkpoint(checkpoint)
+    views = stored.metadata.views
+    centre = views.patches.model_copy(update={"candidates": 1, "canvases": 1})
+    metadata = stored.metadata.model_copy(
+        update={"views": views.model_copy(update={"patches": centre})}
+    )
     path = folder / "centre.safetensors"
-    save_file(load_file(checkpoint), path, metadata={"nsnet": json.dumps(metadata)})
+    write_tensors(path, stored.tensors, KEY, metadata)
     return path
 
 
 def upload(path: Path, condition: str) -> bytes:
     """What is posted: the file itself, or the pixels of its copy under another condition."""
+    data = path.read_bytes()
     if condition == "clean":
-        return path.read_bytes()
+        return data
+    try:
+        pixels = read_picture(path).pixels
+    except ImageError:
+        return data  # for the service to refuse
     buffer = io.BytesIO()
-    CONDITIONS[condition](read_rgb(path), name_rng(path.name)).save(buffer, "PNG")
+    CONDITIONS[condition](Image.fromarray(pixels), rng_of(path.name)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -78,30 +87,30 @@ def score(client: httpx.Client, data: bytes) -> tuple[float, str]:
     return body["score"], body["verdict"]
 
 
-def through_http(client: httpx.Client, rows: list[Row], condition: str) -> Scored:
+def through_http(client: httpx.Client, rows: list[Row], condition: str) -> Predictions:
     """Score every image under one condition."""
     with ThreadPoolExecutor(CLIENTS) as pool:
         work = pool.map(lambda row: score(client, upload(row.path, condition)), rows)
-        results = list(track(work, total=len(rows), description=condition))
-    answered = [(row, *found) for row, found in zip(rows, results, strict=True)
-                if np.isfinite(found[0])]  # fmt: skip
-    return Scored(
-        rows=[row for row, _, _ in answered],
-        labels=np.array([row.label for row, _, _ in answered]),
-        logits=np.full(len(answered), np.nan),  # the service does not tell them
-        scores=np.array([value for _, value, _ in answered]),
-        verdicts=[Verdict(verdict) for _, _, verdict in answered],
-        skipped=dict(Counter(code for value, code in results if not np.isfinite(value))),
+        answers = list(track(work, total=len(rows), description=condition))
+    pairs = list(zip(rows, answers, strict=True))
+    scored = [(row, value, verdict) for row, (value, verdict) in pairs if np.isfinite(value)]
+    return Predictions(
+        rows=[row for row, _, _ in scored],
+        labels=np.array([row.label for row, _, _ in scored], dtype=np.int64),
+        logits=np.full(len(scored), np.nan),  # the service does not tell them
+        scores=np.array([value for _, value, _ in scored], dtype=np.float64),
+        verdicts=[Verdict(verdict) for _, _, verdict in scored],
+        skipped=dict(Counter(code for value, code in answers if not np.isfinite(value))),
     )
 
 
 def measure(client: httpx.Client, rows: list[Row]) -> dict[str, Any]:
     """Figures of one server over both conditions."""
-    scored = {name: through_http(client, rows, name) for name in ("clean", "equalised")}
-    found: dict[str, Any] = {
-        name: overall(part) | {"groups": per_group(part)} for name, part in scored.items()
+    predictions = {name: through_http(client, rows, name) for name in ("clean", "equalised")}
+    figures: dict[str, Any] = {
+        name: overall(part) | {"groups": per_group(part)} for name, part in predictions.items()
     }
-    return found | {"consistency": consistency(scored["clean"], scored["equalised"])}
+    return figures | {"consistency": consistency(predictions["clean"], predictions["equalised"])}
 
 
 def main() -> None:
@@ -115,30 +124,28 @@ def main() -> None:
     chosen = parser.parse_args()
     rows = read_dataset(chosen.manifest, chosen.split)
     with tempfile.TemporaryDirectory() as folder:
-        table = {"NS-Net": chosen.checkpoint}
+        checkpoints = {"NS-Net": chosen.checkpoint}
         if not chosen.only:
-            table["without patch selection"] = without_selection(chosen.checkpoint, Path(folder))
+            checkpoints["without patch selection"] = without_selection(
+                chosen.checkpoint, Path(folder)
+            )
         results = {}
-        for name, checkpoint in table.items():
+        for name, checkpoint in checkpoints.items():
             print(name, flush=True)
             with server(checkpoint) as client:
                 results[name] = measure(client, rows)
     ai = sum(row.label for row in rows)
-    print(f"\n{ai} AI images, {len(rows) - ai} photographs, split {chosen.split!r}\n")
-    print("| | condition | AUC (95 %) | balanced acc. at 0.5 | recall at 1 % FPR | real called AI "
-          "| AI called AI | AI called real |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|")
-    for name, found in results.items():
-        for condition in ("clean", "equalised"):
-            f = found[condition]
-            low, high = f["auc_95"]
-            ai_called = f["verdicts"]["ai"]
-            print(f"| {name} | {condition} | {f['auc']:.3f} ({low:.3f}-{high:.3f}) "
-                  f"| {f['acc']:.3f} | {f['recall_at_1_percent_fpr']:.3f} "
-                  f"| {f['real_called_ai']:.4f} | {ai_called['ai_generated']:.3f} "
-                  f"| {ai_called['real']:.3f} |")  # fmt: skip
-    print("\nverdicts that change from clean to equalised:",
-          json.dumps({name: found["consistency"] for name, found in results.items()}))  # fmt: skip
+    print(f"\n{ai} AI images, {len(rows) - ai} photographs, split {chosen.split!r}; in percent\n")
+    header, cells = overall_table(
+        {
+            f"{name}, {condition}": figures[condition]
+            for name, figures in results.items()
+            for condition in ("clean", "equalised")
+        }
+    )
+    print(markdown(header, cells))
+    changes = {name: figures["consistency"] for name, figures in results.items()}
+    print("\nverdicts that change from clean to equalised:", json.dumps(changes))
     if chosen.json:
         chosen.json.write_text(json.dumps(results, indent=1))
 

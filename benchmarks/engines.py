@@ -10,35 +10,58 @@ default the twin of the shipped one that was trained without the split `val`.
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from rich.progress import track
 
-from model.checkpoint import Verdict
-from model.cores import cores
-from model.detector import Detector, Prepared, place
-from model.evaluation.metrics import auc
-from model.pixels import read_rgb
-from model.training.manifest import read_dataset
+from model.data.manifest import read_dataset
+from model.detector import Detector, Look
+from model.figures.metrics import auc
+from model.hardware import Runtime, cores, use_threads
+from model.images import read_picture
+from model.verdicts import Verdict
 
 TWIN = Path(__file__).resolve().parent.parent / "weights" / "nsnet-vit-b-16-train.safetensors"
-REFERENCE = ("torch", "float32", "all")
-# `auto` is the float type that this machine is served in: bfloat16 where the CPU multiplies it.
-OTHERS = (
-    ("torch", "auto", "all"),
-    ("openvino", "float32", "all"),
-    ("openvino", "auto", "all"),
-    ("int8", "float32", "all"),
-    ("int8", "auto", "all"),
-    ("int8", "float32", "adaptive"),
-    ("int8", "auto", "adaptive"),
-)
 BATCH = 8
 ROUNDS = 5
+
+
+class Kind(NamedTuple):
+    """How a detector runs; `auto` of a dtype is what this machine is served in."""
+
+    engine: str
+    precision: str
+    dtype: str
+    canvases: str
+
+
+REFERENCE = Kind("torch", "float", "float32", "all")
+OTHERS = (
+    Kind("torch", "float", "auto", "all"),
+    Kind("openvino", "float", "float32", "all"),
+    Kind("openvino", "float", "auto", "all"),
+    Kind("auto", "int8", "float32", "all"),
+    Kind("auto", "int8", "auto", "all"),
+    Kind("auto", "int8", "float32", "adaptive"),
+    Kind("auto", "int8", "auto", "adaptive"),
+)
+
+
+def load(checkpoint: Path) -> dict[Kind, Detector]:
+    """Detectors on the CPU, the reference first, by what their kind is where `auto` is decided."""
+    runtimes = {}
+    for kind in (REFERENCE, *OTHERS):
+        runtime = Runtime.resolve("cpu", kind.dtype, kind.engine, kind.precision, cores())
+        runtimes[kind._replace(dtype=runtime.dtype_name)] = runtime
+    detectors = [
+        Detector.load(checkpoint, runtime=runtime, canvases=kind.canvases)
+        for kind, runtime in runtimes.items()
+    ]
+    return {Kind(d.engine, d.precision, d.dtype, d.canvases): d for d in detectors}
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -48,27 +71,33 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def speeds(detectors: dict[Any, Detector], prepared: dict[str, list[Prepared]]) -> dict[Any, Any]:
-    """Mean seconds of a single image, and those of a batch, of engines taking turns.
+def one_by_one(detector: Detector, looks: Sequence[Look]) -> None:
+    """Score images without a batch."""
+    for look in looks:
+        detector.predict([look])
+
+
+def speeds(
+    detectors: Mapping[Kind, Detector], looks: Mapping[str, list[Look]]
+) -> dict[Kind, tuple[float, float]]:
+    """Median seconds of a single image, and of one in a batch, of engines taking turns.
 
     Args:
-        detectors: by engine, dtype and canvases.
-        prepared: the images, as detectors with these canvases prepare them.
+        detectors: by kind.
+        looks: at the images, as detectors with these canvases take them.
     """
-    found: dict[Any, tuple[list[float], list[float]]] = {key: ([], []) for key in detectors}
+    laps: dict[Kind, tuple[list[float], list[float]]] = {kind: ([], []) for kind in detectors}
     for _ in range(ROUNDS):
-        for key, detector in detectors.items():
-            single, batched = found[key]
-            items = prepared[detector.canvases]
-            torch.set_num_threads(detector.torch_threads(cores()))
+        for kind, detector in detectors.items():
+            single, batched = laps[kind]
+            items = looks[kind.canvases]
+            use_threads(detector.torch_threads(cores()))
             detector.predict(items)  # its threads are awake again
-            batched.append(seconds(lambda d=detector, i=items: d.predict(i)))
-            single.append(
-                seconds(lambda d=detector, i=items: [d.predict([item]) for item in i]) / len(items)
-            )
+            batched.append(seconds(partial(detector.predict, items)) / len(items))
+            single.append(seconds(partial(one_by_one, detector, items)) / len(items))
     return {
-        key: {1: float(np.median(single)), BATCH: float(np.median(batched)) / len(items)}
-        for key, (single, batched) in found.items()
+        kind: (float(np.median(single)), float(np.median(batched)))
+        for kind, (single, batched) in laps.items()
     }
 
 
@@ -81,50 +110,51 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=TWIN)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    torch.set_num_threads(cores())
-    detectors = {}
-    for engine, dtype, canvases in (REFERENCE, *OTHERS):
-        kind = str(place("cpu", dtype)[1]).removeprefix("torch.")
-        if (engine, kind, canvases) not in detectors:
-            detectors[engine, kind, canvases] = Detector.load(
-                chosen.checkpoint, device="cpu", dtype=kind, engine=engine, canvases=canvases
-            )
+    use_threads(cores())
+    detectors = load(chosen.checkpoint)
     rows = read_dataset(chosen.manifest, chosen.split)[:: chosen.every]
     labels = np.array([row.label for row in rows])
-    prepared: dict[str, list[Prepared]] = {d.canvases: [] for d in detectors.values()}
+    timed: dict[str, list[Look]] = {kind.canvases: [] for kind in detectors}
     scores = np.zeros((len(detectors), len(rows)))
     for index, row in enumerate(track(rows)):
-        pixels = np.asarray(read_rgb(row.path))
-        items = {d.canvases: d.prepare(pixels) for d in detectors.values()}
-        if index % (len(rows) // BATCH) == 0:
-            for canvases, item in items.items():
-                prepared[canvases].append(item)  # of every part of the list, to be timed
+        pixels = read_picture(row.path).pixels
+        looks = {d.canvases: d.look(pixels) for d in detectors.values()}
+        if index % max(1, len(rows) // BATCH) == 0:
+            for canvases, look in looks.items():
+                timed[canvases].append(look)  # of every part of the list
         for which, detector in enumerate(detectors.values()):
-            scores[which, index] = detector.predict([items[detector.canvases]])[0].score
-    cuts = detectors[REFERENCE].thresholds
+            scores[which, index] = detector.predict([looks[detector.canvases]])[0].value
+    reference = next(iter(detectors.values()))
+    cuts = reference.thresholds
     verdicts = [[cuts.verdict(score) for score in line] for line in scores.tolist()]
-    timed = speeds(detectors, prepared)
+    measured = speeds(detectors, timed)
     print(f"{len(rows)} images; the reference is the first line")
-    print("| engine | other operations | canvases | ms single | images/s in batches "
-          "| max abs delta score | mean | verdicts changed | real <-> ai "
-          "| AUC change |")  # fmt: skip
-    print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
-    record = []
-    for which, key in enumerate(detectors):
+    print(
+        "| engine | precision | other operations | canvases | ms single | images/s in batches "
+        "| max abs delta score | mean | verdicts changed | real <-> ai | AUC change |"
+    )
+    print("|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    record: list[dict[str, Any]] = []
+    for which, kind in enumerate(detectors):
         delta = np.abs(scores[which] - scores[0])
         pairs = list(zip(verdicts[0], verdicts[which], strict=True))
         opposite = sum({Verdict.REAL, Verdict.AI_GENERATED} == set(pair) for pair in pairs)
-        line = {
-            "engine": key[0], "dtype": key[1], "canvases": key[2],
-            "single_ms": 1000 * timed[key][1], "images_per_s": 1 / timed[key][BATCH],
-            "delta_max": delta.max(), "delta_mean": delta.mean(),
-            "verdicts_changed": sum(a != b for a, b in pairs), "opposite": opposite,
+        single, batched = measured[kind]
+        line = kind._asdict() | {
+            "single_ms": 1000 * single,
+            "images_per_s": 1 / batched,
+            "delta_max": delta.max(),
+            "delta_mean": delta.mean(),
+            "verdicts_changed": sum(a != b for a, b in pairs),
+            "opposite": opposite,
             "auc_change": auc(labels, scores[which]) - auc(labels, scores[0]),
-        }  # fmt: skip
+        }
         record.append(line)
-        print(f"| {' | '.join(key)} | {line['single_ms']:.0f} | {line['images_per_s']:.2f} "
-              f"| {line['delta_max']:.4f} | {line['delta_mean']:.4f} | {line['verdicts_changed']} "
-              f"| {opposite} | {line['auc_change']:+.4f} |")  # fmt: skip
+        print(
+            f"| {' | '.join(kind)} | {line['single_ms']:.0f} | {line['images_per_s']:.2f} "
+            f"| {line['delta_max']:.4f} | {line['delta_mean']:.4f} | {line['verdicts_changed']} "
+            f"| {opposite} | {line['auc_change']:+.4f} |"
+        )
     if chosen.json:
         chosen.json.write_text(json.dumps(record, indent=1, default=float) + "\n")
 

@@ -3,7 +3,7 @@
     python benchmarks/mosaics.py MANIFEST [--split train] [--every 4]
 
 The tower is frozen; a ridge classifier reads the CLS tokens of blocks 4-8 of one canvas per image,
-clean copies only. Gives the figures (a) of `model/patches.py`.
+clean copies only.
 """
 
 import argparse
@@ -11,19 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from model.backbone import load_backbone
-from model.evaluation.metrics import auc, bootstrap
-from model.nsnet import block_tokens, normalise
-from model.patches import PatchRule, select_patches
-from model.pixels import to_rgb
-from model.training.manifest import folds, read_manifest
+from model.data.manifest import folds, read_manifest
+from model.figures.metrics import auc, bootstrap
+from model.images import read_picture
+from model.tower.sources import DEFAULT_BACKBONE, load_backbone
+from model.tower.tokens import TowerSpec, block_tokens, normalise
+from model.verdicts import Scores
+from model.views.patches import PatchRule, select_patches
 
-BLOCKS = (4, 5, 6, 7, 8)
+SPEC = TowerSpec(DEFAULT_BACKBONE, reads=(4, 5, 6, 7, 8))
 RIDGE = 0.3
+FOLDS = 6
 RULES = {
     "both extremes": PatchRule(patch_size=32),
     "highest only": PatchRule(patch_size=32, high_share=1.0),
@@ -39,21 +40,20 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=4, help="take every N-th image")
     chosen = parser.parse_args()
     rows = read_manifest(chosen.manifest, chosen.split)[:: chosen.every]
-    visual = load_backbone(depth=BLOCKS[-1]).visual.bfloat16()
+    visual = load_backbone(SPEC.backbone, depth=SPEC.depth).visual.bfloat16()
     names = [*RULES, "both extremes, by rank"]
     features: list[Tensor] = []
     for row in track(rows):
-        with Image.open(row.path) as file:
-            image = torch.from_numpy(to_rgb(file).pixels).permute(2, 0, 1).unsqueeze(0)
+        image = torch.tensor(read_picture(row.path).pixels).permute(2, 0, 1).unsqueeze(0)
         canvases = [select_patches(image, rule).canvases[0, 0] for rule in RULES.values()]
         both = select_patches(image, RULES["both extremes"])
         canvases.append(by_rank(canvases[0], both.entropies[0, 0]))
         pixels = normalise(torch.stack(canvases)).bfloat16()
         with torch.inference_mode():
-            features.append(block_tokens(visual, pixels, BLOCKS).float().flatten(1))
+            features.append(block_tokens(visual, pixels, SPEC).float().flatten(1))
     labels = np.array([row.label for row in rows])
     units = [row.unit for row in rows]
-    fold = torch.tensor(folds(rows, 6))
+    fold = torch.tensor(folds(rows, FOLDS))
     print(f"{len(rows)} images\n\n| 32 px patches | AUC (95 %) |\n|---|---|")
     for name, x in zip(names, torch.stack(features, dim=1), strict=True):
         scores = held_out(x, torch.from_numpy(labels), fold)
@@ -69,18 +69,18 @@ def by_rank(canvas: Tensor, entropies: Tensor) -> Tensor:
     return tiles.permute(2, 0, 3, 1, 4).reshape(3, side * 32, side * 32)
 
 
-def held_out(x: Tensor, labels: Tensor, fold: Tensor) -> np.ndarray:
+def held_out(x: Tensor, labels: Tensor, fold: Tensor) -> Scores:
     """Scores of each fold by a ridge classifier trained on the others."""
     y = labels.float() * 2 - 1
     scores = torch.zeros(len(x))
-    for index in fold.unique():
+    for index in range(FOLDS):
         rest = fold != index
         z = (x - x[rest].mean(dim=0)) / x[rest].std(dim=0).clamp_min(1e-4)
         kernel = z[rest] @ z[rest].T
         damping = RIDGE * kernel.diagonal().mean() * torch.eye(len(kernel))
         dual = torch.linalg.solve(kernel + damping, y[rest] - y[rest].mean())
         scores[~rest] = z[~rest] @ (z[rest].T @ dual)
-    return scores.double().numpy()
+    return scores.numpy().astype(np.float64)
 
 
 if __name__ == "__main__":

@@ -6,24 +6,28 @@ python benchmarks/selection.py
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from model.backbone import load_backbone
-from model.nsnet import PRESETS, block_tokens
-from model.patches import PatchRule, select_patches
+from model.checkpoint import read_checkpoint
+from model.detector import DEFAULT_CHECKPOINT
+from model.tower.sources import load_backbone
+from model.tower.tokens import block_tokens
+from model.views.patches import PatchRule, select_patches
 
 REPEATS = 9
 
 
 def main() -> None:
     """Print a ratio per image size and patch size."""
-    config = PRESETS["default"]
-    visual = load_backbone(config.backbone, depth=config.depth).visual
+    network = read_checkpoint(DEFAULT_CHECKPOINT).metadata.network
+    visual = load_backbone(network.backbone, depth=network.depth).visual
+    spec = network.spec(visual)
     canvas = torch.randn(1, 3, 224, 224)
 
     def forward() -> None:
-        block_tokens(visual, canvas, config.blocks)
+        block_tokens(visual, canvas, spec)
 
     print("| image | patch | selection, ms | one fp32 forward, ms | ratio |\n|---|---|---|---|---|")
     with torch.inference_mode():
@@ -32,20 +36,22 @@ def main() -> None:
             pixels = image.permute(2, 0, 1).unsqueeze(0)  # as decoded: channels last
             for size in (32, 56, 112, 224):
                 rule = PatchRule(patch_size=size)
-                chosen, run = medians(lambda p=pixels, r=rule: select_patches(p, r), forward)
-                print(f"| {width} x {height} | {size} | {chosen:.1f} | {run:.1f} "
-                      f"| {chosen / run:.3f} |")  # fmt: skip
+                chosen, run = medians(partial(select_patches, pixels, rule), forward)
+                print(
+                    f"| {width} x {height} | {size} | {chosen:.1f} | {run:.1f} "
+                    f"| {chosen / run:.3f} |"
+                )
 
 
 def medians(*calls: Callable[[], object]) -> list[float]:
     """Median milliseconds of each call, the calls in turn."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(REPEATS + 1):
-        for call, found in zip(calls, times, strict=True):
+        for call, laps in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
-            found.append(1000 * (time.perf_counter() - start))
-    return [statistics.median(found[1:]) for found in times]
+            laps.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(laps[1:]) for laps in times]
 
 
 if __name__ == "__main__":

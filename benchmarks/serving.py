@@ -37,7 +37,7 @@ import psutil
 from PIL import Image, ImageOps
 
 from app.settings import load_settings
-from cli.load import (
+from benchmarks.load import (
     REFUSALS,
     Closed,
     Load,
@@ -49,7 +49,7 @@ from cli.load import (
     latency,
     synthetic,
 )
-from cli.local import Local, local_server
+from benchmarks.local import Local, local_server
 
 PEER = Path(__file__).with_name("peer.py")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "hubble_deep_field")
@@ -98,15 +98,15 @@ def photographs() -> list[bytes]:
     except ModuleNotFoundError:
         print("no scikit-image here: synthetic images", flush=True)
         return synthetic(2 * len(PHOTOGRAPHS))
-    found = []
+    files = []
     for name in PHOTOGRAPHS:
         pixels = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
         square = ImageOps.fit(pixels, (SIDE, SIDE), Image.Resampling.LANCZOS)
         for image in (square, ImageOps.mirror(square)):
             buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=90)
-            found.append(buffer.getvalue())
-    return found
+            files.append(buffer.getvalue())
+    return files
 
 
 def target(server: Local, images: Sequence[bytes]) -> Target:
@@ -126,9 +126,12 @@ def show(load: Load, who: str = "") -> None:
     p = load.admitted
     times = f", p50 {1000 * p.p50_s:.0f} ms, p99 {1000 * p.p99_s:.0f} ms" if p else ""
     cores = f", {load.server_cores:.2f} cores" if load.server_cores is not None else ""
-    print(f"  {who}{load.traffic}: {load.images_per_s:.2f} images/s{times}, "
-          f"answers {load.statuses}, forwards {load.batches}{cores}, "
-          f"generator {load.generator_cpu_s / load.seconds:.3f} cores", flush=True)  # fmt: skip
+    print(
+        f"  {who}{load.traffic}: {load.images_per_s:.2f} images/s{times}, "
+        f"answers {load.statuses}, forwards {load.batches}{cores}, "
+        f"generator {load.generator_cpu_s / load.seconds:.3f} cores",
+        flush=True,
+    )
 
 
 def median(loads: Sequence[Load]) -> tuple[float, float]:
@@ -141,7 +144,7 @@ def median(loads: Sequence[Load]) -> tuple[float, float]:
 
 def figures(loads: dict[int, list[Load]]) -> list[dict[str, Any]]:
     """Every load of every level, for JSON."""
-    return [load.figures() for found in loads.values() for load in found]
+    return [load.figures() for rounds in loads.values() for load in rounds]
 
 
 # --- throughput ---------------------------------------------------------------------------------
@@ -149,31 +152,37 @@ def figures(loads: dict[int, list[Load]]) -> list[dict[str, Any]]:
 
 def throughput(chosen: argparse.Namespace) -> Outcome:
     """The service over its network."""
-    from cli.raw import Raw
+    from benchmarks.baseline import Baseline
 
     images = photographs()
-    raw = Raw(load_settings(), images)
+    baseline = Baseline(load_settings(), images)
     loads: dict[int, list[Load]] = {level: [] for level in LEVELS}
     with local_server() as server:
         at = target(server, images)
         for _ in range(chosen.rounds):
-            for level, found in loads.items():
-                raw.measure(chosen.seconds / 2)
-                found.append(apply_load(at, Closed(level), seconds=chosen.seconds))
-                show(found[-1])
-        raw.measure(chosen.seconds / 2)
-    alone = raw.figures()
+            for level, rounds in loads.items():
+                baseline.measure(chosen.seconds / 2)
+                rounds.append(apply_load(at, Closed(level), seconds=chosen.seconds))
+                show(rounds[-1])
+        baseline.measure(chosen.seconds / 2)
+    alone = baseline.figures()
     print(f"  the network alone: {alone}")
     checks = [
-        at_least(f"images/s at {level} clients / network alone",
-                 median(loads[level])[0] / alone.images_per_s, 0.93)
+        at_least(
+            f"images/s at {level} clients / network alone",
+            median(loads[level])[0] / alone.images_per_s,
+            0.93,
+        )
         for level in LEVELS[1:]
-    ]  # fmt: skip
+    ]
     checks.append(
-        at_most("p50 of one client / (decode + prepare + network alone)",
-                median(loads[1])[1] / alone.request_s, 1.15)
-    )  # fmt: skip
-    return checks, {"raw": asdict(alone), "loads": figures(loads)}
+        at_most(
+            "p50 of one client / (decode + prepare + network alone)",
+            median(loads[1])[1] / alone.request_s,
+            1.15,
+        )
+    )
+    return checks, {"baseline": asdict(alone), "loads": figures(loads)}
 
 
 # --- peer ---------------------------------------------------------------------------------------
@@ -194,16 +203,23 @@ def peer(chosen: argparse.Namespace) -> Outcome:
         for _ in range(chosen.rounds):
             for name, options in servers.items():
                 with local_server(**options) as server:
-                    for level, found in loads[name].items():
-                        found.append(apply_load(target(server, images), Closed(level),
-                                                seconds=chosen.seconds))  # fmt: skip
-                        show(found[-1], f"{name}, ")
-    print("\n| clients | ours, images/s | peer, images/s | ours, p50 ms | peer, p50 ms |\n"
-          "|---|---|---|---|---|")  # fmt: skip
+                    for level, rounds in loads[name].items():
+                        rounds.append(
+                            apply_load(
+                                target(server, images), Closed(level), seconds=chosen.seconds
+                            )
+                        )
+                        show(rounds[-1], f"{name}, ")
+    print(
+        "\n| clients | ours, images/s | peer, images/s | ours, p50 ms | peer, p50 ms |\n"
+        "|---|---|---|---|---|"
+    )
     rows = {level: (median(loads["ours"][level]), median(loads["peer"][level])) for level in LEVELS}
     for level, ((our_rate, our_p50), (peer_rate, peer_p50)) in rows.items():
-        print(f"| {level} | {our_rate:.2f} | {peer_rate:.2f} | {1000 * our_p50:.0f} "
-              f"| {1000 * peer_p50:.0f} |")  # fmt: skip
+        print(
+            f"| {level} | {our_rate:.2f} | {peer_rate:.2f} | {1000 * our_p50:.0f} "
+            f"| {1000 * peer_p50:.0f} |"
+        )
     print()
     checks = [
         at_least(
@@ -212,7 +228,7 @@ def peer(chosen: argparse.Namespace) -> Outcome:
         for level in LEVELS[1:]
     ]
     checks.append(at_most("p50 of one client / peer's", rows[1][0][1] / rows[1][1][1], 0.7))
-    return checks, {name: figures(found) for name, found in loads.items()}
+    return checks, {name: figures(levels) for name, levels in loads.items()}
 
 
 # --- overload -----------------------------------------------------------------------------------
@@ -234,25 +250,38 @@ def overload(chosen: argparse.Namespace) -> Outcome:
     refused = latency(s.done - s.sent for s in load.samples if s.status in REFUSALS)
     other = sum(s.status not in (200, 429) for s in load.samples)
     normal = 1.2 * (idle.admitted.p50_s if idle.admitted else 0)
-    recovered = next((s.done for s in after.samples if s.status == 200
-                      and s.done - s.due <= normal), float("inf"))  # fmt: skip
-    print(f"  last arrival to last answer: {answered - last:.2f} s; to the first request at idle "
-          f"speed: {recovered - last:.2f} s")  # fmt: skip
+    recovered = next(
+        (s.done for s in after.samples if s.status == 200 and s.done - s.due <= normal),
+        float("inf"),
+    )
+    print(
+        f"  last arrival to last answer: {answered - last:.2f} s; to the first request at idle "
+        f"speed: {recovered - last:.2f} s"
+    )
     checks = [
-        at_most("p99 of what was admitted, s", load.admitted.p99_s if load.admitted
-                else float("inf"), deadline),
+        at_most(
+            "p99 of what was admitted, s",
+            load.admitted.p99_s if load.admitted else float("inf"),
+            deadline,
+        ),
         at_most("answers that are neither 200 nor 429", other, 0),
-        at_most("p99 of refusals from their sending, ms",
-                1000 * refused.p99_s if refused else float("inf"), 50),
+        at_most(
+            "p99 of refusals from their sending, ms",
+            1000 * refused.p99_s if refused else float("inf"),
+            50,
+        ),
         at_most("growth of RSS over the last 45 s, %", 100 * growth(load.server, 45), 5),
         at_most("last answer to a request at 1.2 x idle p50, s", recovered - answered, 2),
-    ]  # fmt: skip
+    ]
     return checks, {
-        "capacity": limit, "idle": idle.figures(), "load": load.figures(), "after": after.figures(),
+        "capacity": limit,
+        "idle": idle.figures(),
+        "load": load.figures(),
+        "after": after.figures(),
         "refused_after_sending": asdict(refused) if refused else None,
         "last_arrival_to_last_answer_s": answered - last,
         "last_arrival_to_recovery_s": recovered - last,
-    }  # fmt: skip
+    }
 
 
 def growth(readings: Sequence[Reading], last_s: float) -> float:
@@ -279,9 +308,11 @@ def soak(chosen: argparse.Namespace) -> Outcome:
         if reading and reading.at_s >= 60 * minute:
             minute += 1
             bad = sum(sample.status != 200 for sample in samples)
-            print(f"  {time.monotonic() - started:6.0f} s: {len(samples)} answers, {bad} bad, "
-                  f"RSS {reading.rss / 2**20:.0f} MiB, {reading.fds} descriptors",
-                  flush=True)  # fmt: skip
+            print(
+                f"  {time.monotonic() - started:6.0f} s: {len(samples)} answers, {bad} bad, "
+                f"RSS {reading.rss / 2**20:.0f} MiB, {reading.fds} descriptors",
+                flush=True,
+            )
 
     with local_server() as server:
         at = target(server, photographs())
@@ -294,10 +325,13 @@ def soak(chosen: argparse.Namespace) -> Outcome:
     bad = len(load.samples) - load.statuses.get("200", 0)
     checks = [
         at_most("requests without a result", bad, 0),
-        at_most(f"growth of RSS after the first {settled:.0f} s, %",
-                100 * growth(load.server, seconds - settled), 2),
+        at_most(
+            f"growth of RSS after the first {settled:.0f} s, %",
+            100 * growth(load.server, seconds - settled),
+            2,
+        ),
         at_most("growth of open descriptors", after - before, 0),
-    ]  # fmt: skip
+    ]
     return checks, {"rate": rate, "descriptors": [before, after], "load": load.figures()}
 
 
@@ -336,12 +370,12 @@ def main() -> None:
     command(overload, seconds=60.0)
     command(soak, minutes=30.0, load=0.8)
     chosen = parser.parse_args()
-    checks, found = chosen.run(chosen)
+    checks, details = chosen.run(chosen)
     for check in checks:
         print(check)
     if chosen.json:
-        found = {"checks": [asdict(check) for check in checks]} | found
-        chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+        record = {"checks": [asdict(check) for check in checks]} | details
+        chosen.json.write_text(json.dumps(record, indent=1) + "\n")
     sys.exit(not all(check.passed for check in checks))
 
 

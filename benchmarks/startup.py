@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from cli.local import local_server
+from benchmarks.local import local_server
 
 
 def main() -> None:
@@ -24,12 +24,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args().runs
     rng = np.random.default_rng(0)
-    found: dict[str, list[tuple[float, float, float]]] = {"torch": [], "auto": []}
+    measured: dict[str, list[tuple[float, float, float]]] = {"torch": [], "auto": []}
     for _ in range(runs):
-        for engine, rows in found.items():
+        for engine, rows in measured.items():
             rows.append(measure(engine, rng))
     print("| NSNET_ENGINE | ready, s | idle RSS, MiB | one 512 px JPEG, ms |\n|---|---|---|---|")
-    for engine, rows in found.items():
+    for engine, rows in measured.items():
         ready, memory, latency = (statistics.median(column) for column in zip(*rows, strict=True))
         print(f"| {engine} | {ready:.2f} | {memory:.0f} | {latency:.0f} |")
 

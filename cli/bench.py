@@ -11,9 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cli.environment import UsageError, not_installed, read_settings
+
 if TYPE_CHECKING:  # commands import what they need when they run
-    from cli.load import Closed, Latency, Load, Open, Target
-    from cli.raw import RawFigures
+    from benchmarks.baseline import BaselineFigures
+    from benchmarks.load import Closed, Latency, Load, Open, Target
 
 _err = Console(stderr=True)
 _SUFFIXES = (".jpg", ".jpeg")
@@ -42,42 +44,40 @@ def bench(
     has the environment's settings, cache and rate limit off, and is held against the same network
     in this process without a service. Another is sent the first of NSNET_API_KEYS, if there is one.
     """
-    from app.settings import SettingsError, load_settings
-    from cli.load import Target, apply_load, synthetic
-    from model.errors import ModelError
-
+    settings = read_settings()
     try:
-        settings = load_settings()
-    except SettingsError as error:
-        raise ModelError(str(error)) from None
+        from benchmarks.load import Target, apply_load, synthetic
+    except ModuleNotFoundError as error:
+        raise not_installed(error, "bench") from None
+
     loads = _loads(concurrency, rate)
     files = _jpegs(images) if images else synthetic()
-    raw = None
+    baseline = None
     with contextlib.ExitStack() as stack:
         if url:
             _check_ready(url)
             key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
             target = Target(url, files, key=key)
         else:
-            from cli.local import local_server
-            from cli.raw import Raw
+            from benchmarks.baseline import Baseline
+            from benchmarks.local import local_server
 
-            raw = Raw(settings, files)
+            baseline = Baseline(settings, files)
             _say("the network alone")
-            raw.measure()
+            baseline.measure()
             local = stack.enter_context(local_server())
             target = Target(local.url, files, pid=local.pid)
-        found = []
+        results = []
         for load in loads:
             _say(str(load))
-            found.append(apply_load(target, load, seconds=seconds, warmup=warmup))
-        if raw:
+            results.append(apply_load(target, load, seconds=seconds, warmup=warmup))
+        if baseline:
             _say("the network alone, again")
-            raw.measure()
-    alone = raw.figures() if raw else None
-    _print(target, found, alone)
+            baseline.measure()
+    alone = baseline.figures() if baseline else None
+    _print(target, results, alone)
     if json_file:
-        json_file.write_text(json.dumps(_figures(target, found, alone), indent=1) + "\n")
+        json_file.write_text(json.dumps(_figures(target, results, alone), indent=1) + "\n")
 
 
 def _say(text: str) -> None:
@@ -85,7 +85,7 @@ def _say(text: str) -> None:
 
 
 def _loads(concurrency: str, rate: float | None) -> "Sequence[Closed | Open]":
-    from cli.load import Closed, Open
+    from benchmarks.load import Closed, Open
 
     if rate is not None:
         if rate <= 0:
@@ -101,47 +101,43 @@ def _loads(concurrency: str, rate: float | None) -> "Sequence[Closed | Open]":
 
 
 def _jpegs(folder: Path) -> list[bytes]:
-    from model.errors import ModelError
-
     files = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in _SUFFIXES and f.is_file()]
-    found = [data for data in (file.read_bytes() for file in files) if data[:2] == b"\xff\xd8"]
-    if not found:
-        raise ModelError(f"no JPEG in {folder}")
-    return found
+    jpegs = [data for data in (file.read_bytes() for file in files) if data[:2] == b"\xff\xd8"]
+    if not jpegs:
+        raise UsageError(f"no JPEG in {folder}")
+    return jpegs
 
 
 def _check_ready(url: str) -> None:
     import httpx
 
-    from model.errors import ModelError
-
     try:
         status = httpx.get(f"{url.rstrip('/')}/readyz", trust_env=False).status_code
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise ModelError(f"no server answers at {url}: {type(error).__name__}") from None
+        raise UsageError(f"no server answers at {url}: {type(error).__name__}") from None
     if status != 200:
-        raise ModelError(f"the server at {url} is not ready: /readyz says {status}")
+        raise UsageError(f"the server at {url} is not ready: /readyz says {status}")
 
 
-def _figures(target: "Target", loads: "Sequence[Load]", alone: "RawFigures | None") -> Any:
+def _figures(target: "Target", loads: "Sequence[Load]", alone: "BaselineFigures | None") -> Any:
     return {
         "url": target.url,
-        "raw": asdict(alone) if alone else None,
+        "baseline": asdict(alone) if alone else None,
         "loads": [load.figures() | _ratios(load, alone) for load in loads],
     }
 
 
-def _ratios(load: "Load", alone: "RawFigures | None") -> dict[str, float]:
+def _ratios(load: "Load", alone: "BaselineFigures | None") -> dict[str, float]:
     """The rate over the network's; for one client, its p50 over the work it stands for, too."""
     if not alone or not load.admitted:
         return {}
-    found = {"images_per_s_over_raw": load.images_per_s / alone.images_per_s}
+    ratios = {"images_per_s_over_baseline": load.images_per_s / alone.images_per_s}
     if load.traffic == "1 client":
-        found["p50_over_raw"] = load.admitted.p50_s / alone.request_s
-    return found
+        ratios["p50_over_baseline"] = load.admitted.p50_s / alone.request_s
+    return ratios
 
 
-def _print(target: "Target", loads: "Sequence[Load]", alone: "RawFigures | None") -> None:
+def _print(target: "Target", loads: "Sequence[Load]", alone: "BaselineFigures | None") -> None:
     out = Console()
     table = Table("", *(load.traffic for load in loads), title=target.url, title_style="")
     for name, cells in _rows(loads, alone):
@@ -153,14 +149,14 @@ def _print(target: "Target", loads: "Sequence[Load]", alone: "RawFigures | None"
 
 
 def _rows(
-    loads: "Sequence[Load]", alone: "RawFigures | None"
+    loads: "Sequence[Load]", alone: "BaselineFigures | None"
 ) -> Iterator[tuple[str, Sequence[str]]]:
     """(name, one cell per load); empty cells where there is nothing to tell."""
     ratios = [_ratios(load, alone) for load in loads]
     yield "images/s", [f"{load.images_per_s:.2f}" for load in loads]
-    yield "/ network alone", [_number(r.get("images_per_s_over_raw")) for r in ratios]
+    yield "/ network alone", [_number(r.get("images_per_s_over_baseline")) for r in ratios]
     yield "p50 / p95 / p99 / max, ms", [_latency(load.admitted) for load in loads]
-    yield "p50 / network alone", [_number(r.get("p50_over_raw")) for r in ratios]
+    yield "p50 / network alone", [_number(r.get("p50_over_baseline")) for r in ratios]
     yield "refused, ms", [_latency(load.refused) for load in loads]
     yield "answers by status", [_counts(load.statuses) for load in loads]
     yield "problems", [_counts(load.problems) for load in loads]
@@ -170,10 +166,10 @@ def _rows(
     yield "generator's cores", [_number(load.generator_cpu_s / load.seconds) for load in loads]
 
 
-def _latency(found: "Latency | None") -> str:
-    if not found:
+def _latency(latency: "Latency | None") -> str:
+    if not latency:
         return ""
-    times = (found.p50_s, found.p95_s, found.p99_s, found.max_s)
+    times = (latency.p50_s, latency.p95_s, latency.p99_s, latency.max_s)
     return " / ".join(f"{1000 * value:.0f}" for value in times)
 
 

@@ -11,14 +11,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cli.environment import not_installed
+
 _Checkpoint = Annotated[Path, typer.Argument(help="safetensors file by `nsnet train`")]
 _Data = Annotated[
     Path, typer.Argument(help="CSV with path, label, group[, split], or a benchmark's folder")
 ]
 _Split = Annotated[str, typer.Option(help="rows of the data to use")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-_Dtype = Annotated[str, typer.Option(help="of the tower: auto, float32, bfloat16 or float16")]
-_Engine = Annotated[str, typer.Option(help="what runs it: auto, torch, openvino or int8")]
+_Engine = Annotated[
+    str, typer.Option(help="what runs the tower: auto, torch, openvino or onnxruntime")
+]
+_Precision = Annotated[str, typer.Option(help="what it multiplies in: auto, float or int8")]
+_Dtype = Annotated[str, typer.Option(help="of all else: auto, float32, bfloat16 or float16")]
 _Canvases = Annotated[str, typer.Option(help="how many are looked at: all or adaptive")]
 _Backbone = Annotated[Path | None, typer.Option(help="the tower's file, instead of the cache")]
 
@@ -30,24 +35,27 @@ def evaluate(
     split: _Split = "val",
     conditions: Annotated[str | None, typer.Option(help="comma-separated; all by default")] = None,
     device: _Device = "auto",
-    dtype: _Dtype = "auto",
     engine: _Engine = "auto",
+    precision: _Precision = "auto",
+    dtype: _Dtype = "auto",
     canvases: _Canvases = "adaptive",
     backbone: _Backbone = None,
 ) -> None:
     """Score images under every condition; write report.json, report.md, scores.csv and plots."""
     from model.checkpoint import read_checkpoint
+    from model.data.degrade import CONDITIONS
+    from model.data.manifest import read_dataset
     from model.detector import Detector
     from model.errors import ModelError
-    from model.evaluation.conditions import CONDITIONS
     from model.evaluation.evaluate import evaluate as run
-    from model.evaluation.report import SEEN, build_report, overall_table, to_markdown
-    from model.training.manifest import read_dataset, trained_on
+    from model.evaluation.evaluate import trained_on
+    from model.evaluation.report import SEEN, build_report, summary, to_markdown
+    from model.hardware import Runtime
 
     try:
-        from model.evaluation.plots import write_plots
+        from model.figures.plots import write_plots
     except ModuleNotFoundError as error:
-        raise ModelError(f"{error.name} is not installed: pip install 'nsnet[train]'") from None
+        raise not_installed(error, "train") from None
 
     chosen = conditions.split(",") if conditions else list(CONDITIONS)
     rows = read_dataset(data, split)
@@ -55,29 +63,31 @@ def evaluate(
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(f"no folder can be made at {to}: {error.strerror}") from None
-    detector = Detector.load(
-        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine, canvases=canvases
-    )
+    runtime = Runtime.resolve(device, dtype, engine, precision)
+    detector = Detector.load(checkpoint, runtime=runtime, backbone=backbone, canvases=canvases)
     seen = trained_on(read_checkpoint(checkpoint).metadata, rows)
     if seen:
         print(f"nsnet: warning: {SEEN}", file=sys.stderr)
-    scored = run(rows, detector, conditions=chosen, progress=True)
+    predictions = run(rows, detector, conditions=chosen, progress=True)
     report = build_report(
-        rows, scored, detector,
-        data=f"{data.name}, split {split}", command=shlex.join(["nsnet", *sys.argv[1:]]),
+        rows,
+        predictions,
+        detector,
+        data=f"{data.name}, split {split}",
+        command=shlex.join(["nsnet", *sys.argv[1:]]),
         seen=seen,
-    )  # fmt: skip
+    )
     (to / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (to / "report.md").write_text(to_markdown(report))
     with (to / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "group", "condition", "score", "verdict"])
-        for name, part in scored.items():
+        for name, part in predictions.items():
             for row, score, verdict in zip(part.rows, part.scores, part.verdicts, strict=True):
                 label = "ai" if row.label else "real"
                 writer.writerow([row.path.name, label, row.group, name, f"{score:.6f}", verdict])
-    write_plots(scored, to)
-    header, cells = overall_table(report)
+    write_plots(predictions, to)
+    header, cells = summary(report)
     table = Table(*header)
     for line in cells:
         table.add_row(*line)
@@ -96,26 +106,34 @@ def calibrate(
     ] = 0.01,
     missed: Annotated[float, typer.Option(help="largest share of AI images called real")] = 0.05,
     device: _Device = "auto",
-    dtype: _Dtype = "auto",
     engine: _Engine = "auto",
+    precision: _Precision = "auto",
+    dtype: _Dtype = "auto",
     backbone: _Backbone = None,
 ) -> None:
     """Fit the calibration and the thresholds of a checkpoint to other, held-out images."""
+    from model.data.manifest import read_dataset
     from model.detector import Detector
-    from model.errors import ModelError
-    from model.training.manifest import read_dataset
+    from model.evaluation.recalibrate import recalibrate
+    from model.hardware import Runtime
 
     try:
-        from model.evaluation.recalibrate import recalibrate
+        import sklearn  # noqa: F401  (for the fit, which comes after hours of scoring)
     except ModuleNotFoundError as error:
-        raise ModelError(f"{error.name} is not installed: pip install 'nsnet[train]'") from None
+        raise not_installed(error, "train") from None
 
     rows = read_dataset(data, split)
-    detector = Detector.load(  # all canvases: what is in doubt depends on the thresholds
-        checkpoint, backbone=backbone, device=device, dtype=dtype, engine=engine, canvases="all"
-    )
+    runtime = Runtime.resolve(device, dtype, engine, precision)
+    # All canvases: what is in doubt depends on the thresholds.
+    detector = Detector.load(checkpoint, runtime=runtime, backbone=backbone, canvases="all")
     metadata = recalibrate(
-        checkpoint, to, rows, detector,
-        data=f"{data.name}, split {split}", accused=accused, missed=missed, progress=True,
-    )  # fmt: skip
-    Console().print_json(metadata.model_dump_json(include={"thresholds", "calibration"}))
+        checkpoint,
+        to,
+        rows,
+        detector,
+        data=f"{data.name}, split {split}",
+        accused=accused,
+        missed=missed,
+        progress=True,
+    )
+    Console().print_json(metadata.model_dump_json(include={"verdicts"}))

@@ -25,8 +25,8 @@ def caption(
     device: Annotated[str, typer.Option()] = "cpu",
 ) -> None:
     """Caption the training images by BLIP, one line per image, for `nsnet projector`."""
+    from model.data.manifest import read_dataset
     from model.training.captions import Captioner, write_captions
-    from model.training.manifest import read_dataset
 
     logging.basicConfig(
         level=logging.INFO,
@@ -68,12 +68,17 @@ def projector(
 
     if rank is None and energy is None:
         rank = DEFAULT_RANK
-    found = projector_of_texts(
-        sources, backbone=backbone, space=space, rank=rank, energy=energy, prompts=prompts,
+    stored = projector_of_texts(
+        sources,
+        backbone=backbone,
+        space=space,
+        rank=rank,
+        energy=energy,
+        prompts=prompts,
         weights=weights,
-    )  # fmt: skip
-    save_projector(to, found)
-    removed = found.null_space
+    )
+    save_projector(to, stored)
+    removed = stored.null_space
     print(
         f"{to}: rank {removed.rank} of {len(removed.basis)}, energy {removed.energy:.4f}, "
         f"residual {removed.residual:.4f}"
@@ -98,8 +103,12 @@ def _plot_scree(space: "NullSpace", path: Path) -> None:
     )  # what is lower is rounding
     left.plot(range(len(residuals)), residuals, color="C0")
     left.plot(space.rank, space.residual, "o", color="C3")
-    left.set(title="Text left after projection", xlabel="removed rank r", ylim=(0, 1.03),
-             ylabel=r"residual $\|VP\|_F\,/\,\|V\|_F$")  # fmt: skip
+    left.set(
+        title="Text left after projection",
+        xlabel="removed rank r",
+        ylim=(0, 1.03),
+        ylabel=r"residual $\|VP\|_F\,/\,\|V\|_F$",
+    )
     label = f"r = {space.rank}: residual {space.residual:.3f}"
     for axes in (values, left):
         axes.axvline(space.rank, color="C3", linestyle="--", linewidth=1, label=label)

@@ -11,8 +11,14 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-if TYPE_CHECKING:
+from cli.environment import not_installed
+
+if TYPE_CHECKING:  # commands import what they need when they run
     from accelerate import Accelerator
+
+    from model.data.manifest import Row
+    from model.hardware import Runtime
+    from model.training.options import TrainOptions
 
 _Data = Annotated[
     Path, typer.Argument(help="CSV with path, label, group[, split], or a benchmark's folder")
@@ -22,38 +28,39 @@ _Projector = Annotated[Path, typer.Option(help="null space, written by `nsnet pr
 _Options = Annotated[Path | None, typer.Option(help="JSON of what differs from the preset")]
 _Preset = Annotated[str, typer.Option(help="default or paper")]
 _Cache = Annotated[Path, typer.Option(help="folder for what the frozen tower computed")]
-_Dtype = Annotated[str, typer.Option(help="of the tower: auto, float32 or bfloat16")]
 _Engine = Annotated[
-    str,
-    typer.Option(help="of the frozen tower: torch, or openvino or int8, which are faster on CPUs"),
+    str, typer.Option(help="what runs the frozen tower: torch, or openvino, faster on CPUs")
 ]
+_Precision = Annotated[
+    str, typer.Option(help="what it multiplies in: float or int8; auto: float, if it can")
+]
+_Dtype = Annotated[str, typer.Option(help="of all else: auto, float32 or bfloat16")]
 _Cpu = Annotated[bool, typer.Option("--cpu", help="even where there is a GPU")]
 CACHE = Path("runs/cache")
 
 
-def _setup(dtype: str, *, cpu: bool) -> tuple[Any, "Accelerator"]:
-    """The tower's dtype and the accelerator: bfloat16 on CUDA and on CPUs that multiply it."""
+def _setup(engine: str, precision: str, dtype: str, *, cpu: bool) -> "tuple[Runtime, Accelerator]":
+    """Where and how the frozen tower runs, and the accelerator."""
     try:
         from accelerate import Accelerator
     except ModuleNotFoundError as error:
-        from model.errors import ModelError
-
-        raise ModelError(f"{error.name} is not installed: pip install 'nsnet[train]'") from None
-    from model.detector import place
+        raise not_installed(error, "train") from None
+    from model.hardware import Runtime
 
     logging.basicConfig(
-        level=logging.INFO, format="%(message)s",
+        level=logging.INFO,
+        format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
-    )  # fmt: skip
+    )
     accelerator = Accelerator(cpu=cpu)
-    return place(str(accelerator.device), dtype)[1], accelerator
+    return Runtime.resolve(str(accelerator.device), dtype, engine, precision), accelerator
 
 
-def _rows(data: Path, splits: str) -> Any:
-    from model.training.manifest import read_dataset
+def _rows(data: Path, splits: str) -> "list[Row]":
+    from model.data.manifest import read_dataset
 
-    found = [row for split in splits.split(",") for row in read_dataset(data, split)]
-    return list({row.path: row for row in found}.values())  # without a split: of every split
+    rows = [row for split in splits.split(",") for row in read_dataset(data, split)]
+    return list({row.path: row for row in rows}.values())  # without a split: of every split
 
 
 def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +73,7 @@ def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _options(file: Path | None, preset: str) -> Any:
+def _options(file: Path | None, preset: str) -> "TrainOptions":
     from pydantic import ValidationError
 
     from model.errors import ModelError
@@ -89,6 +96,8 @@ def train(
     data: _Data,
     projector: _Projector,
     to: Annotated[Path, typer.Option(help="the checkpoint to write")],
+    name: Annotated[str, typer.Option(help="the checkpoint's, e.g. nsnet-vit-b-16")],
+    version: Annotated[str, typer.Option(help="the checkpoint's, e.g. 1.0.0")],
     split: _Split = "train",
     options: _Options = None,
     preset: _Preset = "default",
@@ -100,15 +109,14 @@ def train(
         Path | None,
         typer.Option(help="a checkpoint whose adapted tower is taken: heads alone are fitted"),
     ] = None,
-    name: Annotated[str, typer.Option()] = "nsnet-vit-b-16",
-    version: Annotated[str, typer.Option()] = "0.4.0",
     cache: _Cache = CACHE,
-    dtype: _Dtype = "auto",
     engine: _Engine = "torch",
+    precision: _Precision = "auto",
+    dtype: _Dtype = "auto",
     cpu: _Cpu = False,
 ) -> None:
     """Train, calibrate on left-out groups, write a checkpoint; many GPUs: `accelerate launch`."""
-    kind, accelerator = _setup(dtype, cpu=cpu)
+    runtime, accelerator = _setup(engine, precision, dtype, cpu=cpu)
     from model.checkpoint import read_checkpoint
     from model.nullspace import read_projector
     from model.training.pipeline import train as work
@@ -123,14 +131,12 @@ def train(
         command=shlex.join(["nsnet", *sys.argv[1:]]),
         cache=cache,
         run=run,
-        dtype=kind,
-        engine=engine,
+        runtime=runtime,
         accelerator=accelerator,
         adapted=read_checkpoint(tower) if tower else None,
     )
     if accelerator.is_main_process:
-        shown = {"thresholds", "calibration", "evaluation"}
-        Console().print_json(metadata.model_dump_json(include=shown))
+        Console().print_json(metadata.model_dump_json(include={"verdicts", "evaluation"}))
 
 
 def ablate(
@@ -143,12 +149,13 @@ def ablate(
     options: _Options = None,
     preset: _Preset = "default",
     cache: _Cache = CACHE,
-    dtype: _Dtype = "auto",
     engine: _Engine = "torch",
+    precision: _Precision = "auto",
+    dtype: _Dtype = "auto",
     cpu: _Cpu = False,
 ) -> None:
     """Compare design choices on left-out groups, in one table."""
-    kind, accelerator = _setup(dtype, cpu=cpu)
+    runtime, accelerator = _setup(engine, precision, dtype, cpu=cpu)
     from model.training.ablation import ablate as work
 
     table = work(
@@ -159,8 +166,7 @@ def ablate(
         only=only.split(",") if only else None,
         command=shlex.join(["nsnet", *sys.argv[1:]]),
         cache=cache,
-        dtype=kind,
-        engine=engine,
+        runtime=runtime,
         accelerator=accelerator,
     )
     print(table)

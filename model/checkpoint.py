@@ -1,4 +1,4 @@
-"""One safetensors file holds all that is ours: projector basis, head, LoRA deltas, calibration.
+"""One safetensors file holds all that is ours: projector basis, head, LoRA deltas, verdict rules.
 
 Beside them may lie the ranges of the tower's activations, for engines that multiply in int8.
 
@@ -6,21 +6,23 @@ The frozen tower is not in it; its digest is.
 """
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.transformer import VisionTransformer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from model.engines.ranges import Ranges, ranges_shapes
 from model.errors import CheckpointError, ModelError
-from model.nsnet import Logit, NSNet, NSNetConfig, merge_lora
-from model.ranges import Ranges, ranges_shapes
+from model.network import NSNet, NSNetConfig
 from model.tensorfile import parse_tensors, write_tensors
+from model.tower.adapters import Deltas, merge_lora, named_tensors, read_deltas
+from model.verdicts import VerdictRules, rules_of_format_1
+from model.views.plan import ViewPlan
 
 KEY = "nsnet"
 _LORA = "lora."
@@ -29,53 +31,6 @@ _RANGES = "ranges."
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Verdict(StrEnum):
-    """What is said of an image."""
-
-    AI_GENERATED = "ai_generated"
-    REAL = "real"
-    UNCERTAIN = "uncertain"
-
-
-class Thresholds(_Strict):
-    """Cuts on the calibrated score; between them the verdict is `uncertain`."""
-
-    real_below: float = Field(ge=0.0, le=1.0)
-    ai_above: float = Field(ge=0.0, le=1.0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Thresholds":
-        if self.real_below > self.ai_above:
-            raise ValueError("real_below must not exceed ai_above")
-        return self
-
-    def verdict(self, score: float) -> Verdict:
-        """`ai_generated` from `ai_above` on, `real` under `real_below`, `uncertain` between."""
-        if score >= self.ai_above:
-            return Verdict.AI_GENERATED
-        return Verdict.REAL if score < self.real_below else Verdict.UNCERTAIN
-
-
-class Calibration(_Strict):
-    """Platt scaling: score = sigmoid(slope * logit + intercept)."""
-
-    slope: float = Field(gt=0.0)
-    intercept: float
-    fitted_on: str = Field(description="which held-out logits gave the two numbers")
-
-    def odds(self, logit: Logit) -> Logit:
-        """Log-odds of AI generation."""
-        return self.slope * logit + self.intercept
-
-    def scores(self, logits: Tensor) -> Tensor:
-        """Calibrated probabilities of AI generation, of the logits' shape and dtype."""
-        return torch.sigmoid(self.odds(logits))
-
-    def score(self, logit: float) -> float:
-        """`scores` of one, which an operation of torch's after a forward takes 0.1 ms to give."""
-        return 0.5 + 0.5 * math.tanh(0.5 * self.odds(logit))
 
 
 class Projector(_Strict):
@@ -104,16 +59,45 @@ class Training(_Strict):
 class Metadata(_Strict):
     """All that a checkpoint says of itself; validated at load."""
 
-    format: int = Field(1, ge=1, le=1)
+    format: int = Field(2, ge=2, le=2, description="1 is read as well, see `_upgraded`")
     name: str = Field(pattern=r"^[a-z0-9.-]+$")
     version: str = Field(pattern=r"^\d+\.\d+\.\d+$")
     network: NSNetConfig
+    views: ViewPlan
     backbone_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     projector: Projector
-    calibration: Calibration
-    thresholds: Thresholds
+    verdicts: VerdictRules
     training: Training
     evaluation: dict[str, Any] = Field(description="held-out figures, each with its conditions")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgraded(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and "views" not in fields and fields.get("format", 1) == 1:
+            return _from_format_1(fields)
+        return fields
+
+
+def _from_format_1(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Format 1 kept the views in the network, and one calibration; what is wrong stays wrong."""
+    upgraded = {**fields, "format": 2}
+    network = fields.get("network")
+    if isinstance(network, dict):
+        network = dict(network)
+        rule = dict(network.pop("patches", {}))
+        whole = bool(rule.pop("whole", False))
+        rule["canvases"] = rule.get("canvases", 1) - whole
+        upgraded["views"] = {
+            "whole": whole,
+            "whole_share": network.pop("whole_share", 0.5),
+            "patches": rule,
+        }
+        upgraded["network"] = network
+    if "calibration" in fields and "thresholds" in fields:
+        upgraded["verdicts"] = rules_of_format_1(
+            upgraded.pop("calibration"), upgraded.pop("thresholds")
+        )
+    return upgraded
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,28 +121,20 @@ class Checkpoint:
         return _split(self.tensors, _RANGES)[0] or None
 
     @property
-    def deltas(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """What LoRA adds to the tower, as `nsnet.merge_lora` takes it.
+    def deltas(self) -> Deltas:
+        """What LoRA adds to the tower.
 
         Raises:
             CheckpointError: half of a pair is missing, or of no pair.
         """
-        lora = _split(self.tensors, _LORA)[0]
-        names = {name.rsplit(".", 1)[0] for name in lora}
-        try:
-            found = {name: (lora.pop(f"{name}.down"), lora.pop(f"{name}.up")) for name in names}
-        except KeyError as missing:
-            raise CheckpointError(f"the checkpoint lacks lora.{missing.args[0]}") from None
-        if lora:
-            raise CheckpointError(f"the checkpoint has an unknown tensor lora.{min(lora)}")
-        return found
+        return read_deltas(_split(self.tensors, _LORA)[0])
 
 
 def save_checkpoint(
     path: Path,
     model: NSNet,
     metadata: Metadata,
-    deltas: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    deltas: Deltas | None = None,
     ranges: Ranges | None = None,
 ) -> None:
     """Write `model` without its tower.
@@ -167,14 +143,10 @@ def save_checkpoint(
         path: the file.
         model: the network.
         metadata: what the file says of itself.
-        deltas: what LoRA adds to the tower, as `nsnet.merge_lora` takes it.
+        deltas: what LoRA adds to the tower, as `adapters.merge_lora` takes it.
         ranges: of the adapted tower, by `ranges.activation_ranges`.
     """
-    adapters = {
-        f"{_LORA}{name}.{part}": tensor
-        for name, pair in (deltas or {}).items()
-        for part, tensor in zip(("down", "up"), pair, strict=True)
-    }
+    adapters = {f"{_LORA}{name}": tensor for name, tensor in named_tensors(deltas or {}).items()}
     own = {k: v for k, v in model.state_dict().items() if not k.startswith("visual.")}
     read = {f"{_RANGES}{layer}": tensor for layer, tensor in (ranges or {}).items()}
     everything = own | adapters | read
@@ -202,7 +174,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(metadata, tensors, hashlib.sha256(data).hexdigest())
 
 
-def build_model(checkpoint: Checkpoint, visual: Any) -> NSNet:
+def build_model(checkpoint: Checkpoint, visual: VisionTransformer) -> NSNet:
     """The network of a checkpoint on a loaded tower, LoRA merged, eval mode.
 
     Raises:
@@ -214,6 +186,11 @@ def build_model(checkpoint: Checkpoint, visual: Any) -> NSNet:
     if "basis" not in tensors:
         raise CheckpointError("the checkpoint lacks the tensor basis")
     merge_lora(visual, deltas)
+    views = checkpoint.metadata.views
+    if views.canvas_size != visual.image_size[0]:
+        raise CheckpointError(
+            f"canvases are {views.canvas_size} px, the tower takes {visual.image_size[0]} px"
+        )
     model = NSNet(checkpoint.metadata.network, visual, tensors["basis"])
     expected = {k: v.shape for k, v in model.state_dict().items() if not k.startswith("visual.")}
     for name in sorted(expected.keys() ^ tensors.keys()):
@@ -225,7 +202,7 @@ def build_model(checkpoint: Checkpoint, visual: Any) -> NSNet:
                 f"the checkpoint's {name} is {list(tensors[name].shape)}, not {list(shape)}"
             )
     if ranges:
-        shapes = ranges_shapes(visual, model.reads[-1])
+        shapes = ranges_shapes(visual, model.spec.depth)
         if {layer: tuple(tensor.shape) for layer, tensor in ranges.items()} != shapes:
             raise CheckpointError("the checkpoint's ranges are not those of its tower's layers")
     model.load_state_dict(tensors, strict=False)

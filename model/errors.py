@@ -13,13 +13,34 @@ class CheckpointError(ModelError):
     """A checkpoint is missing, malformed, or was made for another backbone."""
 
 
-class ImageTooSmallError(ModelError, ValueError):
-    """An image has a side below the smallest that patch selection accepts.
+class ImageError(ModelError, ValueError):
+    """An image is not read, or not judged.
 
-    Attributes:
-        min_side: smallest accepted side, in pixels.
+    Args:
+        code: why: `empty_file`, `payload_too_large`, `unsupported_media_type`,
+            `too_many_pixels`, `image_too_small`, `validation_error` (the aspect ratio),
+            `corrupt_image`, `unreadable` (the file itself cannot be).
+        text: one sentence for whoever sent the image.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class ImageTooSmallError(ImageError):
+    """An image has a side below the smallest that can be judged.
+
+    Args:
+        width: of the image, pixels.
+        height: likewise.
+        min_side: smallest accepted side, pixels.
     """
 
     def __init__(self, width: int, height: int, min_side: int) -> None:
-        super().__init__(f"image is {width} x {height} px; both sides must be >= {min_side} px")
+        super().__init__(
+            "image_too_small",
+            f"Both sides must have {min_side} pixels or more to be judged; "
+            f"this image has {width} x {height}.",
+        )
         self.min_side = min_side

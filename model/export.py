@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.backbone import load_backbone
 from model.checkpoint import build_model, read_checkpoint
 from model.errors import ModelError
-from model.nsnet import NSNet
+from model.network import NSNet
+from model.tower.sources import load_backbone
 
 METADATA_KEY = "nsnet"
 TOLERANCE = 1e-3  # logits; float32 kernels differ by about 1e-5
@@ -40,10 +40,10 @@ def export_onnx(
     """Write the whole network as ONNX and check it against torch.
 
     The tower up to the last block read (LoRA merged), the projector and the head are in the file:
-    `canvases` uint8 [n, 3, S, S] -> `logits` float32 [n], n free. `NSNetConfig.combine` makes an
+    `canvases` uint8 [n, 3, S, S] -> `logits` float32 [n], n free. `ViewPlan.combine` makes an
     image's logit of its canvases'. What remains outside is in `metadata_props`: `nsnet`, the
-    checkpoint's metadata as JSON (patch rule, `whole_share`, calibration, thresholds, ...),
-    `checkpoint_sha256` and `backbone_sha256`.
+    checkpoint's metadata as JSON (view plan, verdict rules, ...), `checkpoint_sha256` and
+    `backbone_sha256`.
 
     Args:
         checkpoint: by `checkpoint.save_checkpoint`.
@@ -59,23 +59,25 @@ def export_onnx(
             file, or the difference exceeds the tolerance; then nothing is written.
     """
     stored = read_checkpoint(checkpoint)
-    config = stored.metadata.network
+    config, side = stored.metadata.network, stored.metadata.views.canvas_size
     tower = load_backbone(config.backbone, path=backbone, depth=config.depth)
     network = _CanvasLogits(build_model(stored, tower.visual)).eval()
     size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     if size > _LIMIT:
         raise ExportError(f"the network takes {size / 2**30:.1f} GiB; one ONNX file holds 2")
-    program = _program(network, config.patches.canvas_size)
-    program.model.metadata_props.update({
-        METADATA_KEY: stored.metadata.model_dump_json(),
-        "checkpoint_sha256": stored.sha256,
-        "backbone_sha256": tower.sha256,
-    })  # fmt: skip
+    program = _program(network, side)
+    program.model.metadata_props.update(
+        {
+            METADATA_KEY: stored.metadata.model_dump_json(),
+            "checkpoint_sha256": stored.sha256,
+            "backbone_sha256": tower.sha256,
+        }
+    )
     to.parent.mkdir(parents=True, exist_ok=True)
     partial = to.with_suffix(".partial")
     try:
         program.save(partial, external_data=False)
-        difference = max_difference(partial, network, config.patches.canvas_size)
+        difference = max_difference(partial, network, side)
         if not difference <= tolerance:  # NaN fails, too
             raise ExportError(
                 f"ONNX and torch differ by {difference:.2g}, more than {tolerance:.2g}"

@@ -15,9 +15,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from model.backbone import encode_texts, load_backbone
 from model.errors import ModelError
 from model.tensorfile import parse_tensors, write_tensors
+from model.tower.sources import encode_texts, load_backbone
 
 PROMPTS = ("a photo of a {}.", "a picture of the {}.", "a close-up of a {}.")
 
@@ -46,10 +46,6 @@ class NullSpace:
     def rank(self) -> int:
         """r: the number of directions removed; the null space has d - r dimensions."""
         return self.basis.shape[1]
-
-    def matrix(self) -> Tensor:
-        """P, float32 [d, d]: symmetric and idempotent."""
-        return torch.eye(self.basis.shape[0]) - self.basis @ self.basis.T
 
     def residuals(self) -> Tensor:
         """||V P||_F / ||V||_F had the rank been 0, 1, ..., min(n, d): float64 [min(n, d) + 1]."""
@@ -130,9 +126,7 @@ def pull_back(text_features: Tensor, proj: Tensor) -> Tensor:
 
 
 def read_text_features(
-    source: Path,
-    encode: Callable[[Sequence[str]], Tensor],
-    templates: Sequence[str] | None = None,
+    source: Path, encode: Callable[[Sequence[str]], Tensor], templates: Sequence[str] | None = None
 ) -> Tensor:
     """V from any of its sources.
 

@@ -8,24 +8,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.backbone import load_backbone, random_backbone, tensor_digest
 from model.checkpoint import Metadata, save_checkpoint
-from model.nsnet import NSNet, NSNetConfig
+from model.hardware import Runtime
+from model.network import NSNet, NSNetConfig
 from model.nullspace import null_space
-from model.patches import PatchRule
+from model.tower.sources import load_backbone, random_backbone, tensor_digest
+from model.views.patches import PatchRule
+from model.views.plan import ViewPlan
 
 TINY = "ViT-tiny-test"
 TINY_CONFIG = {
     "embed_dim": 24,
     "quick_gelu": True,
-    "vision_cfg": {
-        "image_size": 64, "layers": 3, "width": 32, "patch_size": 16, "head_width": 16,
-    },
-    "text_cfg": {
-        "context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1,
-    },
-}  # fmt: skip
-RULE = PatchRule(patch_size=32, canvas_size=64, canvases=2)
+    "vision_cfg": {"image_size": 64, "layers": 3, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+PLAN = ViewPlan(patches=PatchRule(patch_size=32, canvas_size=64, canvases=2))
+CPU = Runtime.resolve("cpu", "float32", "torch", threads=1)
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +43,8 @@ def tiny_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(request: pytest.FixtureRequest) -> NSNetConfig:
     blocks, pooled = ((1, 2), 1) if request.param == "blocks" else ((), 0)
     return NSNetConfig(
-        backbone=TINY, features=request.param, blocks=blocks, pooled_after=pooled, hidden=8,
-        patches=RULE,
-    )  # fmt: skip
+        backbone=TINY, features=request.param, blocks=blocks, pooled_after=pooled, hidden=8
+    )
 
 
 @pytest.fixture
@@ -61,22 +59,31 @@ def network(config: NSNetConfig, tiny_tower: Path) -> NSNet:
 
 @pytest.fixture
 def metadata(config: NSNetConfig, tiny_tower: Path) -> Metadata:
+    calibration = {"slope": 1.0, "intercept": 0.0, "fitted_on": "nothing"}
     return Metadata.model_validate(
         {
             "name": "tiny",
             "version": "0.0.1",
             "network": config,
+            "views": PLAN,
             "backbone_sha256": load_backbone(TINY, path=tiny_tower).sha256,
             "projector": {"rank": 4, "energy": 0.2, "residual": 0.9, "source": "random"},
-            "calibration": {"slope": 1.0, "intercept": 0.0, "fitted_on": "nothing"},
-            "thresholds": {"real_below": 0.3, "ai_above": 0.7},
+            "verdicts": {
+                "calibrations": {"first": calibration, "all": calibration},
+                "thresholds": {"real_below": 0.3, "ai_above": 0.7},
+                "margins": {"clearing": 0.25, "accusing": 0.75},
+            },
             "training": {
-                "command": "none", "revision": "none", "data_sha256": "none",
-                "images": {}, "groups": {}, "options": {},
+                "command": "none",
+                "revision": "none",
+                "data_sha256": "none",
+                "images": {},
+                "groups": {},
+                "options": {},
             },
             "evaluation": {},
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

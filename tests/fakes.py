@@ -1,15 +1,20 @@
 """A detector whose every mood is in a test's hands."""
 
+import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from model.detector import Detection, Detector, Doubt, ModelError, Prepared, Thresholds
+from app.desk import ServedDetector
+from app.settings import Settings
+from model.detector import Look, ModelError, Score
+from model.verdicts import Thresholds, Verdict
 
 POISON = 13  # an image of this grey makes its batch fail
 SLOW = 77  # an image of this grey takes SLOW_S
@@ -19,14 +24,13 @@ STUCK = 98  # an image of this grey never leaves its decoder
 DOUBTFUL = 55  # an image of this grey needs a second look, which finds SETTLED
 SETTLED = 200
 SPOILT = 56  # a second look at an image of this grey finds POISON
+GLANCED = 60  # of an image of this grey, one look of several is enough
 
 
 class FakePending:
     """`Pending`, of a device that is done once the gate is open."""
 
-    def __init__(
-        self, gate: threading.Event | None, result: Callable[[], "list[Detection | Doubt]"]
-    ) -> None:
+    def __init__(self, gate: threading.Event | None, result: Callable[[], Sequence[Score]]) -> None:
         self._gate = gate
         self._result = result
 
@@ -34,7 +38,7 @@ class FakePending:
     def ready(self) -> bool:
         return self._gate is None or self._gate.is_set()
 
-    def result(self) -> "list[Detection | Doubt]":
+    def result(self) -> Sequence[Score]:
         if self._gate is not None:
             self._gate.wait(20)
         return self._result()
@@ -51,6 +55,8 @@ class FakeDetector:
         batches: sizes of the batches it was given.
         broken: the device fails for good.
         threads: that torch would use in the last forward.
+        before_look: called with an image's grey before its first look is cut.
+        before_more: called before a second look is cut.
     """
 
     name = "fake"
@@ -58,12 +64,13 @@ class FakeDetector:
     sha256 = "f" * 64
     backbone = "none"
     backbone_sha256 = "0" * 64
-    device = torch.device("cpu")
+    device = "cpu"
     engine = "fake"
-    canvases = "all"
+    precision = "float"
     dtype = "float32"
-    thresholds = Thresholds(real_below=0.3, ai_above=0.7)
+    canvases = "adaptive"
     min_side = 64
+    thresholds = Thresholds(real_below=0.3, ai_above=0.7)
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -74,64 +81,81 @@ class FakeDetector:
         self.batches: list[int] = []
         self.broken = False
         self.threads = 0
-        self.prepare_s = 0.0
-        self.calibration = {"slope": 1.0}
-        self.evaluation = {"auc": 0.5}
+        self.before_look: Callable[[int], object] = lambda grey: None
+        self.before_more: Callable[[], object] = lambda: None
+        self.calibration: Mapping[str, Any] = {"first": {"slope": 1.0}, "all": {"slope": 1.0}}
+        self.evaluation: Mapping[str, Any] = {"auc": 0.5}
 
-    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+    def warm_up(self, images: Sequence[int]) -> None:
         if self.broken:
             raise RuntimeError("device lost")
 
-    def prepare(self, pixels: np.ndarray, *, thorough: bool = False) -> Prepared:
-        if self.prepare_s:
-            time.sleep(self.prepare_s)
-        if round(pixels.mean()) == STUCK:
+    def look(self, pixels: NDArray[np.uint8]) -> Look:
+        grey = float(pixels.mean())
+        self.before_look(round(grey))
+        if round(grey) == STUCK:
             threading.Event().wait()
-        grey = torch.tensor([[[[float(pixels.mean())]]]])
-        return Prepared(grey, ())
+        return look_of(grey)
 
     def torch_threads(self, threads: int) -> int:
         return threads
 
-    def submit(self, batch: Sequence[Prepared]) -> "FakePending":
+    def submit(self, looks: Sequence[Look]) -> FakePending:
         self.entered.set()
-        self.batches.append(len(batch))
+        self.batches.append(len(looks))
         if self.asynchronous:
             self._under_way += 1
             self.most_under_way = max(self.most_under_way, self._under_way)
-            return FakePending(self.gate, lambda: self._land(batch))
+            return FakePending(self.gate, lambda: self._land(looks))
         self.gate.wait(20)
-        found = self._score(batch)
-        return FakePending(None, lambda: found)
+        scores = self._score(looks)
+        return FakePending(None, lambda: scores)
 
-    def _land(self, batch: Sequence[Prepared]) -> list[Detection | Doubt]:
+    def verdict(self, score: Score, cut: float | None) -> Verdict:
+        cuts = self.thresholds if cut is None else Thresholds(real_below=cut, ai_above=cut)
+        verdict = cuts.verdict(score.value)
+        accused = verdict is Verdict.AI_GENERATED
+        return Verdict.UNCERTAIN if accused and score.glance else verdict
+
+    def _land(self, looks: Sequence[Look]) -> list[Score]:
         self._under_way -= 1
-        return self._score(batch)
+        return self._score(looks)
 
-    def _score(self, batch: Sequence[Prepared]) -> list[Detection | Doubt]:
+    def _score(self, looks: Sequence[Look]) -> list[Score]:
         self.threads = torch.get_num_threads()
-        values = [float(item.canvases.mean()) for item in batch]
-        if self.broken or any(round(v) == POISON for v in values):
+        greys = [round(float(look.canvases.mean())) for look in looks]
+        if self.broken or POISON in greys:
             raise RuntimeError("this text must never reach a client")
-        if any(round(v) == HANG for v in values):
+        if HANG in greys:
             threading.Event().wait()
-        if any(round(v) == SLOW for v in values):
+        if SLOW in greys:
             time.sleep(SLOW_S)
-        return [self._result(value) for value in values]
+        return [self._one(look) for look in looks]
 
-    def _result(self, value: float) -> Detection | Doubt:
-        second = {DOUBTFUL: SETTLED, SPOILT: POISON}.get(round(value))
+    def _one(self, look: Look) -> Score:
+        grey = float(look.canvases.mean())
+        looks = len(look.seen) + 1
+        second = {DOUBTFUL: SETTLED, SPOILT: POISON}.get(round(grey))
         if second is not None:
-            return Doubt(lambda: Prepared(torch.full((1, 1, 1, 1), float(second)), ()))
-        score = value / 255
-        return Detection(score, self.thresholds.verdict(score), (), 0.0)
+            more = functools.partial(self._more, second)
+            return Score(grey / 255, grey, looks, glance=True, more=more)
+        return Score(grey / 255, grey, looks, glance=round(grey) == GLANCED)
+
+    def _more(self, grey: int) -> Look:
+        self.before_more()
+        return look_of(grey, seen=(0.0,))
 
 
-def load_fake(_: Any) -> Detector:
+def look_of(grey: float, seen: tuple[float, ...] = ()) -> Look:
+    """All that is left of an image of one grey."""
+    return Look(torch.full((1, 1, 1, 1), float(grey)), seen=seen)
+
+
+def load_fake(_: Settings) -> ServedDetector:
     """For servers in a process of their own."""
     match os.environ.get("FAKE_LOAD"):
         case "fail":
             raise ModelError("no weights for a test")
         case "hang":
             threading.Event().wait()
-    return FakeDetector()  # type: ignore[return-value]
+    return FakeDetector()

@@ -21,12 +21,20 @@ from tests.server.conftest import Running, eventually, running
 ROOT = Path(__file__).parent.parent
 OURS = ("nsnet", "nsnet-gpu")
 CONTRACT = (
-    "nsnet_images_total", "nsnet_predictions_total", "nsnet_rejected_total",
-    "nsnet_stage_duration_seconds_bucket", "nsnet_batch_size_bucket", "nsnet_queue_depth",
-    "nsnet_inflight_images", "nsnet_score_bucket", "nsnet_cache_requests_total",
-    "nsnet_model_info", "nsnet_model_load_seconds", "http_requests_total",
+    "nsnet_images_total",
+    "nsnet_predictions_total",
+    "nsnet_rejected_total",
+    "nsnet_stage_duration_seconds_bucket",
+    "nsnet_batch_size_bucket",
+    "nsnet_queue_depth",
+    "nsnet_inflight_images",
+    "nsnet_score_bucket",
+    "nsnet_cache_requests_total",
+    "nsnet_model_info",
+    "nsnet_model_load_seconds",
+    "http_requests_total",
     "http_request_duration_seconds_bucket",
-)  # fmt: skip
+)
 # What Prometheus adds to every series it scrapes, and its own series.
 SCRAPED = {"job", "instance"}
 BUILT_IN = {"up": SCRAPED, "ALERTS": {"alertname", "alertstate", *SCRAPED}}
@@ -45,8 +53,8 @@ def parsed(path: str) -> Any:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with running(cached=True) as found:
-        yield found
+    with running(cached=True) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +64,11 @@ def exposed(server: Running) -> dict[str, set[str]]:
         for body in (jpeg(), b"no image"):
             client.post("/detect", content=body, headers={"Content-Type": "image/jpeg"})
         scrape = client.get("/metrics").text
-    found = {name: set(labels) for name, labels in BUILT_IN.items()}
+    by_series = {name: set(labels) for name, labels in BUILT_IN.items()}
     for family in text_string_to_metric_families(scrape):
         for sample in family.samples:
-            found.setdefault(sample.name, set(SCRAPED)).update(sample.labels)
-    return found
+            by_series.setdefault(sample.name, set(SCRAPED)).update(sample.labels)
+    return by_series
 
 
 def alerts() -> list[dict[str, Any]]:
@@ -69,8 +77,8 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def panels() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = parsed("deploy/grafana/dashboards/nsnet.json")["panels"]
-    return found
+    drawn: list[dict[str, Any]] = parsed("deploy/grafana/dashboards/nsnet.json")["panels"]
+    return drawn
 
 
 QUERIES = [t["expr"] for panel in panels() for t in panel["targets"]]
@@ -105,10 +113,15 @@ def test_queries_select_values_that_are_given(server: Running) -> None:
     with server.client() as client:
         routes = client.get("/openapi.json").json()["paths"]
     values: dict[str, Any] = {
-        "reason": CATALOGUE, "route": routes, "result": ["hit"], "job": ["nsnet"],
-        "verdict": ["ai_generated", "real", "uncertain"], "status": ["500"],
-        "alertname": [rule["alert"] for rule in alerts()], "alertstate": ["firing"],
-    }  # fmt: skip
+        "reason": CATALOGUE,
+        "route": routes,
+        "result": ["hit", "shared"],
+        "job": ["nsnet"],
+        "verdict": ["ai_generated", "real", "uncertain"],
+        "status": ["500"],
+        "alertname": [rule["alert"] for rule in alerts()],
+        "alertstate": ["firing"],
+    }
     for query in QUERIES:
         for label, pattern in re.findall(r"(\w+)=~?\"([^\"]*)\"", query):
             assert any(re.fullmatch(pattern, value) for value in values[label]), query
@@ -139,8 +152,10 @@ def test_every_alert_has_a_case_for_promtool() -> None:
     assert cases["rule_files"] == ["alerts.yml"]
     fired = {
         case["alertname"]
-        for test in cases["tests"] for case in test["alert_rule_test"] if case.get("exp_alerts")
-    }  # fmt: skip
+        for test in cases["tests"]
+        for case in test["alert_rule_test"]
+        if case.get("exp_alerts")
+    }
     assert fired == {rule["alert"] for rule in alerts()}
 
 
@@ -180,10 +195,10 @@ def test_build_and_run_share_one_interpreter() -> None:
 
 
 def test_the_process_is_signalled_directly_and_is_nobody() -> None:
-    found = dict(instructions())
-    assert json.loads(found["CMD"]) == ["nsnet", "serve"]
-    assert found["STOPSIGNAL"] == "SIGTERM"
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", found["USER"])
+    chosen = dict(instructions())
+    assert json.loads(chosen["CMD"]) == ["nsnet", "serve"]
+    assert chosen["STOPSIGNAL"] == "SIGTERM"
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", chosen["USER"])
 
 
 def health_check(port: int) -> int:
@@ -199,12 +214,12 @@ def health_check(port: int) -> int:
 
 
 def test_the_health_check_follows_the_device_thread() -> None:
-    with running() as found:
-        port = httpx.URL(found.url).port
+    with running() as server:
+        port = httpx.URL(server.url).port
         assert port
         assert health_check(port) == 0
-        found.fake.broken = True
-        with found.client() as client:
+        server.fake.broken = True
+        with server.client() as client:
             client.post("/detect", content=jpeg(), headers={"Content-Type": "image/jpeg"})
             eventually(lambda: client.get("/livez").status_code == 503)
         assert health_check(port) == 1
@@ -215,8 +230,8 @@ def test_the_health_check_follows_the_device_thread() -> None:
 
 
 def services() -> dict[str, Any]:
-    found: dict[str, Any] = parsed("docker-compose.yml")["services"]
-    return found
+    composed: dict[str, Any] = parsed("docker-compose.yml")["services"]
+    return composed
 
 
 def literal(environment: dict[str, str]) -> dict[str, str]:
@@ -295,8 +310,14 @@ def test_grafana_finds_its_dashboard() -> None:
 def test_every_variable_that_any_file_names_is_a_setting() -> None:
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     known.add("NSNET_PUBLISH")  # compose's own: the published address
-    files = ["Dockerfile", "docker-compose.yml", "README.md", "weights/README.md",
-             "docs/deployment.md", "CONTRIBUTING.md"]  # fmt: skip
+    files = [
+        "Dockerfile",
+        "docker-compose.yml",
+        "README.md",
+        "weights/README.md",
+        "docs/deployment.md",
+        "CONTRIBUTING.md",
+    ]
     for file in files:
         named = set(re.findall(r"\bNSNET_[A-Z_]+", text(file)))
         assert named <= known, file
@@ -305,8 +326,9 @@ def test_every_variable_that_any_file_names_is_a_setting() -> None:
 def test_the_guides_name_files_and_targets_that_exist() -> None:
     targets = set(re.findall(r"(?m)^([a-z-]+):", text("Makefile")))
     for guide in ("CONTRIBUTING.md", "docs/deployment.md"):
-        for path in re.findall(r"`((?:app|model|cli|tests|deploy|docs|benchmarks)/[^`]*)`",
-                               text(guide)):  # fmt: skip
+        for path in re.findall(
+            r"`((?:app|model|cli|tests|deploy|docs|benchmarks)/[^`]*)`", text(guide)
+        ):
             assert (ROOT / path).exists(), path
         assert set(re.findall(r"(?m)(?:^|`)make ([a-z-]+)", text(guide))) <= targets
 

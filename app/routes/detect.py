@@ -11,19 +11,12 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from app.desk import within
 from app.errors import ApiError
+from app.intake.uploads import Upload, read_many, read_one
 from app.routes import authorized
-from app.schemas import (
-    BatchOut,
-    DetectionOut,
-    ItemError,
-    ItemOk,
-    ProblemOut,
-    Summary,
-    documented,
-)
-from app.service import Service, within
-from app.uploads import Upload, read_many, read_one
+from app.schemas import BatchOut, DetectionOut, ItemError, ItemOk, ProblemOut, Summary, problems
+from app.service import Service
 
 router = APIRouter(tags=["detection"], dependencies=[Depends(authorized)])
 
@@ -32,25 +25,15 @@ T = TypeVar("T")
 NDJSON = "application/x-ndjson"
 _NDJSON_NAMES = (NDJSON, "application/jsonl")
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: documented(text)
-    for status, text in (
-        (400, "malformed_multipart, missing_file, empty_file"),
-        (401, "unauthorized"),
-        (413, "payload_too_large, too_many_files, too_many_pixels"),
-        (415, "unsupported_media_type"),
-        (422, "corrupt_image, image_too_small, validation_error"),
-        (429, "queue_full, rate_limited"),
-        (500, "inference_failed, internal_error"),
-        (503, "not_ready, draining"),
-        (504, "deadline_exceeded"),
-    )
-}
 _BINARY = {"type": "string", "format": "binary"}
 
 
 def _form(field: dict[str, Any]) -> dict[str, Any]:
     return {"schema": {"type": "object", "required": list(field), "properties": field}}
+
+
+def _body(content: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": content}}
 
 
 Threshold = Annotated[
@@ -59,8 +42,9 @@ Threshold = Annotated[
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="one cut instead of the model's two; every part of the image that the model "
-        "can look at is looked at, where its own cuts may need less",
+        description="one cut instead of the model's two, laid against the same score; where one "
+        "look of several was enough for the model's own cuts, it gives `uncertain` for "
+        "`ai_generated`",
     ),
 ]
 
@@ -69,25 +53,22 @@ Threshold = Annotated[
     "/detect",
     summary="Score one image",
     response_model=DetectionOut,
-    responses=_PROBLEMS,
-    openapi_extra={"requestBody": {"required": True, "content": {
-        "multipart/form-data": _form({"file": _BINARY}), "image/*": {"schema": _BINARY},
-    }}},
-)  # fmt: skip
+    responses=problems("/detect"),
+    openapi_extra=_body(
+        {"multipart/form-data": _form({"file": _BINARY}), "image/*": {"schema": _BINARY}}
+    ),
+)
 async def detect(request: Request, threshold: Threshold = None) -> Response:
     """Score an image sent as the multipart field `file` or as a raw `image/*` body."""
     service, deadline = _begin(request)
-    with service.admission.admit(1):
+    with service.places.hold(1):
         service.rates.take(_client(request), 1)
         async with within(deadline):
             upload = await read_one(request, service.settings.max_upload_bytes)
         answer = await _while_connected(
             request,
-            service.detect(
-                upload,
-                identifier=request.state.request_id,
-                threshold=threshold,
-                deadline=deadline,
+            service.desk.answer(
+                upload, identifier=request.state.request_id, threshold=threshold, deadline=deadline
             ),
         )
     if answer is None:
@@ -103,23 +84,25 @@ async def detect(request: Request, threshold: Threshold = None) -> Response:
     summary="Score several images",
     response_model=BatchOut,
     responses={
-        200: {"description": "Results in input order; as NDJSON one line per image as it "
-                             "completes, then a line with the summary.",
-              "content": {NDJSON: {"schema": {"type": "string"}}}},
-        **_PROBLEMS,
+        200: {
+            "description": "Results in input order; as NDJSON one line per image as it "
+            "completes, then a line with the summary.",
+            "content": {NDJSON: {"schema": {"type": "string"}}},
+        },
+        **problems("/detect/batch"),
     },
-    openapi_extra={"requestBody": {"required": True, "content": {
-        "multipart/form-data": _form({"files": {"type": "array", "items": _BINARY}}),
-    }}},
-)  # fmt: skip
+    openapi_extra=_body(
+        {"multipart/form-data": _form({"files": {"type": "array", "items": _BINARY}})}
+    ),
+)
 async def detect_batch(request: Request, threshold: Threshold = None) -> Response:
     """Score the images of a repeated field `files`; one bad image never fails the others."""
     service, deadline = _begin(request)
-    with service.admission.admit(_places_of_body(request, service)):
+    with service.places.hold(_places_of_body(request, service)):
         async with within(deadline):
             uploads = await read_many(request, service.settings.max_files)
     places = ExitStack()
-    places.enter_context(service.admission.admit(len(uploads)))
+    places.enter_context(service.places.hold(len(uploads)))
     try:
         service.rates.take(_client(request), len(uploads))
     except ApiError:
@@ -133,14 +116,19 @@ async def detect_batch(request: Request, threshold: Threshold = None) -> Respons
     ]
     # Done when all of them are, also where one was cancelled: their places are taken until then.
     everything = asyncio.gather(*work, return_exceptions=True)
-    # Not a `with`: a streamed answer outlives this function.
-    everything.add_done_callback(lambda _: places.close())
+
+    def answered(done: asyncio.Future[Any]) -> None:
+        places.close()  # not a `with`: a streamed answer outlives this function
+        if not done.cancelled():
+            done.exception()  # a client has left: nobody else asks, and asyncio would log it
+
+    everything.add_done_callback(answered)
     if _wants_lines(request):
         return StreamingResponse(_stream(request, service, work), media_type=NDJSON)
     if await _while_connected(request, everything) is None:
         return _gone()
     results = [task.result() for task in work]
-    body = BatchOut(model=service.model(), results=results, summary=_summary(results))
+    body = BatchOut(model=service.desk.model(), results=results, summary=_summary(results))
     return JSONResponse(body.model_dump(mode="json"))
 
 
@@ -178,14 +166,14 @@ async def _item(
 ) -> ItemOk | ItemError:
     identifier = f"{request_id}-{index}"
     try:
-        found = await service.detect(
+        answer = await service.desk.answer(
             upload, identifier=identifier, threshold=threshold, deadline=deadline
         )
     except ApiError as error:
         service.metrics.rejected.labels(error.code).inc()
         problem = ProblemOut.model_validate(error.problem(identifier))
         return ItemError(index=index, filename=upload.filename, status="error", error=problem)
-    return ItemOk(index=index, filename=upload.filename, status="ok", result=found)
+    return ItemOk(index=index, filename=upload.filename, status="ok", result=answer)
 
 
 def _summary(results: list[ItemOk | ItemError]) -> Summary:
@@ -208,7 +196,7 @@ async def _stream(
                 results.append(task.result())
                 yield _line(results[-1].model_dump(mode="json"))
         summary = _summary(results).model_dump()
-        yield _line({"model": service.model().model_dump(), "summary": summary})
+        yield _line({"model": service.desk.model().model_dump(), "summary": summary})
     finally:
         for task in pending:
             task.cancel()

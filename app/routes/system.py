@@ -2,27 +2,18 @@
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.decoding import FORMATS
 from app.errors import ApiError
 from app.metrics import CONTENT_TYPE
 from app.routes import authorized
-from app.schemas import (
-    BackboneOut,
-    LimitsOut,
-    ModelDetailsOut,
-    Status,
-    ThresholdsOut,
-    documented,
-)
+from app.schemas import BackboneOut, LimitsOut, ModelDetailsOut, Status, ThresholdsOut, problems
 from app.service import Service
+from model.images import FORMATS
 
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/livez", summary="Does the process need a restart?",
-            responses={503: documented("device or decoders do not answer")})  # fmt: skip
-@router.get("/healthz", summary="The same as /livez",
-            responses={503: documented("device or decoders do not answer")})  # fmt: skip
+@router.get("/livez", summary="Does the process need a restart?", responses=problems("/livez"))
+@router.get("/healthz", summary="The same as /livez", responses=problems("/healthz"))
 async def livez(request: Request) -> Status:
     """200 while the model is being loaded and as long as device and decoders get on."""
     service: Service = request.app.state.service
@@ -31,8 +22,7 @@ async def livez(request: Request) -> Status:
     return Status(status="ok")
 
 
-@router.get("/readyz", summary="Should traffic be sent here?",
-            responses={503: documented("not_ready, draining")})  # fmt: skip
+@router.get("/readyz", summary="Should traffic be sent here?", responses=problems("/readyz"))
 async def readyz(request: Request) -> Status:
     """200 once weights are loaded and warm, until draining; a full queue does not change it."""
     service: Service = request.app.state.service
@@ -44,7 +34,10 @@ async def readyz(request: Request) -> Status:
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems("/metrics"),
+    },
 )
 async def metrics(request: Request) -> Response:
     """Text exposition format 0.0.4."""
@@ -52,23 +45,28 @@ async def metrics(request: Request) -> Response:
     return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
-@router.get("/model", summary="The loaded model", response_model=ModelDetailsOut,
-            dependencies=[Depends(authorized)],
-            responses={401: documented("unauthorized"), 503: documented("not_ready")})  # fmt: skip
+@router.get(
+    "/model",
+    summary="The loaded model",
+    response_model=ModelDetailsOut,
+    dependencies=[Depends(authorized)],
+    responses=problems("/model"),
+)
 async def model(request: Request) -> ModelDetailsOut:
     """Checkpoint, backbone, device, thresholds, calibration, evaluation figures, limits."""
     service: Service = request.app.state.service
-    detector, limits = service.detector, service.settings
+    detector, limits = service.desk.detector, service.settings
     cuts = detector.thresholds
     return ModelDetailsOut(
         name=detector.name,
         version=detector.version,
         sha256=detector.sha256,
         backbone=BackboneOut(name=detector.backbone, sha256=detector.backbone_sha256),
-        device=str(detector.device),
+        device=detector.device,
         engine=detector.engine,
-        canvases=detector.canvases,
+        precision=detector.precision,
         dtype=detector.dtype,
+        canvases=detector.canvases,
         thresholds=ThresholdsOut(real_below=cuts.real_below, ai_above=cuts.ai_above),
         calibration=dict(detector.calibration),
         evaluation=dict(detector.evaluation),
@@ -79,6 +77,6 @@ async def model(request: Request) -> ModelDetailsOut:
             max_pixels=limits.max_pixels,
             max_aspect=limits.max_aspect,
             min_side=detector.min_side,
-            formats=list(FORMATS),
+            formats=[row.name for row in FORMATS],
         ),
     )

@@ -1,6 +1,8 @@
-"""What the engines share: their protocol, and what their graphs are made of."""
+"""What the engines share: what an engine is, and what their graphs are made of."""
 
+import contextlib
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,10 +11,10 @@ from numpy.typing import NDArray
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
-from model.backbone import MEAN, STD
 from model.errors import ModelError
+from model.tower.sources import MEAN, STD
 
-Array = NDArray[np.float32]
+Weights = NDArray[np.float32]
 
 # In one forward on a CPU: more at once is no faster, and takes memory with it.
 CPU_TOKENS = 8 * 197
@@ -22,10 +24,33 @@ class EngineError(ModelError):
     """The engine cannot be had here, or does not know the tower."""
 
 
-class Engine(Protocol):
-    """A tower ready to run."""
+class Fetched(Protocol):
+    """Numbers on their way from the device."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `values` would not wait."""
+
+    def values(self) -> list[float]:
+        """Wait for them.
+
+        Raises:
+            RuntimeError: the device failed.
+        """
+
+
+class Engine:
+    """A tower ready to run; as it stands, on the CPU with weights of its own.
+
+    Attributes:
+        name: as in `Runtime.engine`.
+        precision: what the tower's products multiply in: `int8`, or a float type's name.
+        owns_weights: whether the network's own tower is not needed any more.
+    """
 
     name: str
+    precision: str
+    owns_weights = True
 
     def __call__(self, canvases: Tensor) -> Tensor:
         """ln_post of the CLS tokens of the blocks read.
@@ -34,14 +59,42 @@ class Engine(Protocol):
             canvases: uint8 [n, 3, S, S].
 
         Returns:
-            float [n, blocks, width], on the device that computed it.
+            float [n, reads, width], on the device that computed it.
         """
+        raise NotImplementedError
+
+    def torch_threads(self, threads: int) -> int:  # noqa: ARG002  (others give them all)
+        """How many of torch's threads should help, of as many as the engine was given.
+
+        Beside an engine of its own threads, one: torch's others spin on for a millisecond after
+        each operation, and the engine's wait for the cores.
+        """
+        return 1
+
+    def upload(self, pixels: Tensor) -> Tensor:
+        """Pixels where views are cut: on the engine's device."""
+        return pixels
+
+    def beside(self) -> AbstractContextManager[object]:
+        """Around what a thread does beside the forward, such as cutting views."""
+        return contextlib.nullcontext()
+
+    def fetch(self, values: Tensor) -> Fetched:
+        """Bring float32 [n] to the host; a CPU has them by then."""
+        return _Here(values)
 
 
-def cpu_has(*features: str) -> bool:
-    """Whether the CPU has any of these instruction sets, by torch's names."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in features)
+class _Here:
+    """Numbers that are there."""
+
+    ready = True
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+
+    def values(self) -> list[float]:
+        numbers: list[float] = self._values.tolist()
+        return numbers
 
 
 def chunk_of(visual: VisionTransformer) -> int:
@@ -52,8 +105,8 @@ def chunk_of(visual: VisionTransformer) -> int:
 
 def in_parts(run: Callable[[Tensor], Tensor], canvases: Tensor, size: int) -> Tensor:
     """Tokens of canvases [n, 3, S, S], `run` on at most `size` of them at once."""
-    found = [run(part) for part in torch.split(canvases, size)]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    tokens = [run(part) for part in torch.split(canvases, size)]
+    return tokens[0] if len(tokens) == 1 else torch.cat(tokens)
 
 
 def check_tower(visual: VisionTransformer, blocks: Iterable[Any]) -> None:
@@ -77,13 +130,13 @@ def check_tower(visual: VisionTransformer, blocks: Iterable[Any]) -> None:
         raise EngineError("no engine's graph draws this tower; use NSNET_ENGINE=torch")
 
 
-def numpy_of(tensor: Tensor) -> Array:
+def numpy_of(tensor: Tensor) -> Weights:
     """float32, on the CPU."""
-    array: Array = tensor.detach().float().cpu().numpy()
+    array: Weights = tensor.detach().float().cpu().numpy()
     return array
 
 
-def embedding(visual: VisionTransformer) -> tuple[Array, Array, Array]:
+def embedding(visual: VisionTransformer) -> tuple[Weights, Weights, Weights]:
     """Weights that embed pixels as they come, 0 to 255, with CLIP's normalisation in them.
 
     Returns:
@@ -97,7 +150,7 @@ def embedding(visual: VisionTransformer) -> tuple[Array, Array, Array]:
     return weight, start, positions[1:] - (weight * mean).sum(axis=(1, 2, 3))
 
 
-def int8_rows(weight: Array) -> tuple[NDArray[np.int8], Array]:
+def int8_rows(weight: Weights) -> tuple[NDArray[np.int8], Weights]:
     """Round a matrix to int8 with one scale per row, symmetrically.
 
     Returns:

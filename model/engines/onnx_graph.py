@@ -16,8 +16,9 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 from model.engines.base import (
-    Array,
+    Engine,
     EngineError,
+    Weights,
     check_tower,
     chunk_of,
     embedding,
@@ -25,7 +26,9 @@ from model.engines.base import (
     int8_rows,
     numpy_of,
 )
-from model.ranges import Ranges, smooth
+from model.engines.ranges import Ranges, smooth
+from model.hardware import Runtime
+from model.tower.tokens import TowerSpec
 
 _OPSET, _IR = 20, 10
 _LEVELS = 255
@@ -41,7 +44,7 @@ def onnxruntime() -> Any | None:
     return package
 
 
-class OnnxEngine:
+class OnnxEngine(Engine):
     """The tower in ONNX Runtime: int8 products with scales from known ranges, float32 around them.
 
     What a layer reads is rounded to uint8 with one scale, channels evened out first
@@ -51,24 +54,19 @@ class OnnxEngine:
 
     Args:
         visual: the tower, LoRA merged; not needed any more afterwards.
-        reads: blocks read, from 1, rising.
-        threads: CPU threads of one forward.
+        spec: what is read of it.
+        runtime: the threads of one forward.
         ranges: of the tower's activations (`ranges.activation_ranges`).
-        pooled_after: see `NSNetConfig`.
 
     Raises:
         EngineError: ONNX Runtime is not installed, or a tower that the graph has no words for.
     """
 
-    name = "int8"
+    name = "onnxruntime"
+    precision = "int8"
 
     def __init__(
-        self,
-        visual: VisionTransformer,
-        reads: Sequence[int],
-        threads: int,
-        ranges: Ranges,
-        pooled_after: int = 0,
+        self, visual: VisionTransformer, spec: TowerSpec, runtime: Runtime, ranges: Ranges
     ) -> None:
         ort = onnxruntime()
         if ort is None:
@@ -76,10 +74,10 @@ class OnnxEngine:
         self._chunk = chunk_of(visual)
         ort.disable_telemetry_events()  # this process tells nobody anything
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = runtime.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        data = _Graph(ranges).tower(visual, reads, pooled_after)
+        data = _Graph(ranges).tower(visual, spec)
         self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, canvases: Tensor) -> Tensor:
@@ -106,8 +104,8 @@ class _Graph:
         self._constants: list[Any] = []
         self._names = itertools.count()
 
-    def tower(self, visual: VisionTransformer, reads: Sequence[int], pooled_after: int) -> bytes:
-        """Canvases uint8 [n, 3, S, S] -> ln_post of CLS tokens float32 [n, len(reads), width].
+    def tower(self, visual: VisionTransformer, spec: TowerSpec) -> bytes:
+        """Canvases uint8 [n, 3, S, S] -> ln_post of CLS tokens float32 [n, reads, width].
 
         Raises:
             EngineError: a tower with parts that are not drawn.
@@ -129,18 +127,18 @@ class _Graph:
         cls = self._add("Expand", self._const(start.reshape(1, 1, width)), one)
         tokens = self._flat(self._add("Concat", cls, patches, axis=1))
         tokens = self._norm(tokens, visual.ln_pre)
-        found = []
-        for number, block in enumerate(blocks[: reads[-1]], 1):
+        read = []
+        for number, block in enumerate(blocks[: spec.depth], 1):
             ranges = {layer: of[number - 1] for layer, of in self._ranges.items()}
-            tokens = self._block(tokens, block, ranges, last=number == reads[-1])
-            if number == pooled_after:
+            tokens = self._block(tokens, block, ranges, last=number == spec.depth)
+            if number == spec.pooled_after:
                 tokens = self._pooled(tokens)
-            if number in reads:
-                cls = self._cls(tokens) if number < reads[-1] else tokens
+            if number in spec.reads:
+                cls = self._cls(tokens) if number < spec.depth else tokens
                 cls = self._norm(cls, visual.ln_post)
-                found.append(self._add("Reshape", cls, self._shape(-1, 1, width)))
-        self._add("Concat", *found, axis=1, output="tokens")
-        return self._model(side, len(reads))
+                read.append(self._add("Reshape", cls, self._shape(-1, 1, width)))
+        self._add("Concat", *read, axis=1, output="tokens")
+        return self._model(side, len(spec.reads))
 
     def _model(self, side: int, reads: int) -> bytes:
         helper, types = self._onnx.helper, self._onnx.TensorProto
@@ -181,9 +179,13 @@ class _Graph:
             fused = self._linear(rounded, ends, weight * factors, bias)
             query, key, value = self._split(fused, 3)
         mixed = self._add(
-            "MultiHeadAttention", query, key, value, domain=_MICROSOFT,
+            "MultiHeadAttention",
+            query,
+            key,
+            value,
+            domain=_MICROSOFT,
             num_heads=attention.num_heads,
-        )  # fmt: skip
+        )
         mixed = self._rounded(self._flat(mixed), out_ends)
         tokens = self._add(
             "Add", tokens, self._linear(mixed, out_ends, out.weight * even, out.bias)
@@ -224,12 +226,10 @@ class _Graph:
 
     def _linear(self, x: str, ends: tuple[float, float], weight: Tensor, bias: Tensor) -> str:
         """Of an input that was rounded between these ends."""
-        return self._product(
-            x, _step(*ends), _zero_point(*ends), numpy_of(weight), numpy_of(bias)
-        )  # fmt: skip
+        return self._product(x, _step(*ends), _zero_point(*ends), numpy_of(weight), numpy_of(bias))
 
     def _product(
-        self, x: str, step: float, zero: int, weight: Array, bias: Array | None = None
+        self, x: str, step: float, zero: int, weight: Weights, bias: Weights | None = None
     ) -> str:
         """Of uint8, float32 = step * (x - zero): [.., in] -> float32 [.., out]."""
         values, scales = int8_rows(weight)
@@ -241,18 +241,28 @@ class _Graph:
             scales = np.maximum(scales, np.abs(bias) / (step * 2**30))
             added = [self._const(np.round(bias / (scales * step)), np.int32)]
         return self._add(
-            "QGemm", x, self._scalar(step), self._scalar(zero, np.uint8),
-            self._const(values.T, np.int8), self._const(scales),
-            self._const(np.zeros(len(values)), np.int8), *added, domain=_MICROSOFT,
-        )  # fmt: skip
+            "QGemm",
+            x,
+            self._scalar(step),
+            self._scalar(zero, np.uint8),
+            self._const(values.T, np.int8),
+            self._const(scales),
+            self._const(np.zeros(len(values)), np.int8),
+            *added,
+            domain=_MICROSOFT,
+        )
 
     def _norm(self, x: str, norm: nn.LayerNorm, factors: Tensor | None = None) -> str:
         divided = 1.0 if factors is None else 1 / numpy_of(factors)
         weight, bias = numpy_of(norm.weight) * divided, numpy_of(norm.bias) * divided
         return self._add(
-            "LayerNormalization", x, self._const(weight), self._const(bias),
-            axis=-1, epsilon=norm.eps,
-        )  # fmt: skip
+            "LayerNormalization",
+            x,
+            self._const(weight),
+            self._const(bias),
+            axis=-1,
+            epsilon=norm.eps,
+        )
 
     def _split(self, fused: str, parts: int) -> list[str]:
         """[n * L, parts * width] -> each part [n, L, width]."""
@@ -271,7 +281,7 @@ class _Graph:
         return self._add("Gather", self._by_image(tokens), self._scalar(0, np.int64), axis=1)
 
     def _pooled(self, tokens: str) -> str:
-        """`nsnet.pool_tokens`."""
+        """`tokens.pool_tokens`."""
         width, half = self._width, math.isqrt(self._length - 1) // 2
         cls, patches = self._name(), self._name()
         sizes = self._shape(1, self._length - 1)
@@ -286,16 +296,24 @@ class _Graph:
         return f"t{next(self._names)}"
 
     def _node(
-        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "",
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        domain: str = "",
         **attributes: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         node = self._onnx.helper.make_node(kind, inputs, outputs, domain=domain, **attributes)
         self._nodes.append(node)
 
     def _add(
-        self, kind: str, *inputs: str, domain: str = "", output: str | None = None,
+        self,
+        kind: str,
+        *inputs: str,
+        domain: str = "",
+        output: str | None = None,
         **attributes: Any,
-    ) -> str:  # fmt: skip
+    ) -> str:
         name = output or self._name()
         self._node(kind, inputs, [name], domain, **attributes)
         return name

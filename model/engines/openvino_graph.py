@@ -1,7 +1,6 @@
 """The tower as an OpenVINO graph, in its float type or with int8 products."""
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +10,18 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 from model.engines.base import (
+    Engine,
     EngineError,
     check_tower,
     chunk_of,
-    cpu_has,
     embedding,
     in_parts,
     int8_rows,
     numpy_of,
 )
-from model.ranges import Ranges, smooth
+from model.engines.ranges import Ranges, smooth
+from model.hardware import Runtime, cpu_has
+from model.tower.tokens import TowerSpec
 
 _GROUP = 64  # channels that share a scale in int8
 
@@ -37,7 +38,7 @@ def openvino() -> Any | None:
     return package
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Engine):
     """The tower as an OpenVINO graph.
 
     With `int8`, the weights of every linear layer are rounded to int8 per output channel, and its
@@ -53,38 +54,35 @@ class OpenVinoEngine:
 
     Args:
         visual: the tower, LoRA merged; not needed any more afterwards.
-        reads: blocks read, from 1, rising.
-        dtype: bfloat16 or float32, of what is not int8.
-        threads: CPU threads of one forward.
+        spec: what is read of it.
+        runtime: bfloat16 or float32, of what is not int8, and the threads of one forward.
         int8: whether linear layers multiply in int8.
         ranges: of the tower's activations (`ranges.activation_ranges`).
-        pooled_after: see `NSNetConfig`.
         kept: the block, from 1, after which `with_hidden` gives all tokens.
         pool_kept: pool those, of a tower that is not pooled.
     """
 
+    name = "openvino"
+
     def __init__(
         self,
         visual: VisionTransformer,
-        reads: Sequence[int],
-        dtype: torch.dtype,
-        threads: int,
+        spec: TowerSpec,
+        runtime: Runtime,
         *,
         int8: bool,
         ranges: Ranges | None = None,
-        pooled_after: int = 0,
         kept: int = 0,
         pool_kept: bool = False,
     ) -> None:
         ov = openvino()
         if ov is None:
             raise EngineError("OpenVINO is not installed here: pip install openvino")
-        self.name = "int8" if int8 else "openvino"
+        self.precision = "int8" if int8 else runtime.dtype_name
         self._chunk = chunk_of(visual)
-        precision = "bf16" if dtype == torch.bfloat16 else "f32"
         options = {
-            "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "bf16" if runtime.dtype == torch.bfloat16 else "f32",
+            "INFERENCE_NUM_THREADS": runtime.threads,
             "NUM_STREAMS": 1,
             # Decoders share the cores: a thread pinned to one would wait for them.
             "ENABLE_CPU_PINNING": False,
@@ -92,7 +90,7 @@ class OpenVinoEngine:
         }
         tiles = ranges is not None and cpu_has("amx_int8")
         graph = _Graph(ov, int8=int8 and not tiles, ranges=ranges if int8 else None)
-        tower = graph.tower(visual, reads, pooled_after, kept, pool_kept=pool_kept)
+        tower = graph.tower(visual, spec, kept, pool_kept=pool_kept)
         compiled = ov.Core().compile_model(tower, "CPU", options)
         self._request = compiled.create_infer_request()
 
@@ -103,13 +101,13 @@ class OpenVinoEngine:
     def with_hidden(self, canvases: Tensor) -> tuple[Tensor, Tensor]:
         """What a call gives, and all tokens after the block `kept`: float32 [n, L, width]."""
         parts = [self._run(part) for part in torch.split(canvases.contiguous(), self._chunk)]
-        tokens, hidden = (torch.cat(found) for found in zip(*parts, strict=True))
+        tokens, hidden = (torch.cat(of) for of in zip(*parts, strict=True))
         return tokens, hidden
 
     def _run(self, canvases: Tensor) -> list[Tensor]:
         # The request's own outputs are overwritten by the next ones.
-        found = self._request.infer([canvases.numpy()])
-        return [torch.from_numpy(np.array(found[place])) for place in range(len(found))]
+        outputs = self._request.infer([canvases.numpy()])
+        return [torch.from_numpy(np.array(outputs[place])) for place in range(len(outputs))]
 
 
 class _Graph:
@@ -128,10 +126,9 @@ class _Graph:
         self._ranges = ranges or {}
 
     def tower(
-        self, visual: VisionTransformer, reads: Sequence[int], pooled_after: int, kept: int = 0,
-        *, pool_kept: bool = False,
-    ) -> Any:  # fmt: skip
-        """Canvases uint8 [n, 3, S, S] -> ln_post of CLS tokens float32 [n, len(reads), width].
+        self, visual: VisionTransformer, spec: TowerSpec, kept: int = 0, *, pool_kept: bool = False
+    ) -> Any:
+        """Canvases uint8 [n, 3, S, S] -> ln_post of CLS tokens float32 [n, reads, width].
 
         With `kept`, all tokens after that block are a second output.
         """
@@ -151,28 +148,31 @@ class _Graph:
             ops.reshape(grid, index([0, width, length]), special_zero=True), index([0, 2, 1])
         )
         count = ops.gather(ops.shape_of(canvases), index([0]), index(0))
-        tokens = ops.concat([
-            ops.broadcast(
-                const(start.reshape(1, 1, width)),
-                ops.concat([count, index([1, width])], axis=0),
-            ),
-            ops.add(patches, const(rest)),
-        ], axis=1)  # fmt: skip
+        tokens = ops.concat(
+            [
+                ops.broadcast(
+                    const(start.reshape(1, 1, width)),
+                    ops.concat([count, index([1, width])], axis=0),
+                ),
+                ops.add(patches, const(rest)),
+            ],
+            axis=1,
+        )
         tokens = self._norm(tokens, visual.ln_pre)
-        found, hidden, half = [], [], side // patch // 2
-        for number, block in enumerate(blocks[: reads[-1]], 1):
+        read, hidden, half = [], [], side // patch // 2
+        for number, block in enumerate(blocks[: spec.depth], 1):
             ranges = {layer: of[number - 1] for layer, of in self._ranges.items()}
-            if number >= reads[0]:  # half of int8's whole error, and read as it is
+            if number >= spec.reads[0]:  # half of int8's whole error, and read as it is
                 ranges.pop("c_proj", None)
-            last = number == reads[-1] and number != kept
+            last = number == spec.depth and number != kept
             tokens = self._block(tokens, block, ranges, last=last)
-            if number == pooled_after:
+            if number == spec.pooled_after:
                 tokens = self._pooled(tokens, half, width)
             if number == kept:
                 hidden = [self._pooled(tokens, half, width) if pool_kept else tokens]
-            if number in reads:
-                found.append(self._norm(self._cls(tokens), visual.ln_post))
-        result = ops.concat(found, axis=1)
+            if number in spec.reads:
+                read.append(self._norm(self._cls(tokens), visual.ln_post))
+        result = ops.concat(read, axis=1)
         if self._ranges and not self._int8:
             # Between tiles (AMX): what comes after the last product OpenVINO keeps in float32, and
             # with it the sums of all blocks, for 5 % of the time. Beside int8's error bfloat16's is
@@ -190,8 +190,9 @@ class _Graph:
         weight, bias = attention.in_proj_weight * scale[:, None], attention.in_proj_bias * scale
 
         def heads(x: Any, rows: slice) -> list[Any]:
-            return self._heads(self._linear(x, weight[rows], bias[rows], ranges.get("in_proj")),
-                               attention)  # fmt: skip
+            return self._heads(
+                self._linear(x, weight[rows], bias[rows], ranges.get("in_proj")), attention
+            )
 
         if last:  # nobody reads the other tokens that it would give
             [query] = heads(self._cls(normed), slice(width))

@@ -1,60 +1,48 @@
-"""Labelled images -> the detector's scores under every condition."""
+"""Labelled images -> what the detector says of them under every condition."""
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from model import pixels
-from model.ahead import ahead
-from model.checkpoint import Calibration, Verdict
-from model.cores import spare_pool
-from model.detector import Detector, Prepared
-from model.errors import ImageTooSmallError, ModelError
-from model.evaluation.conditions import CONDITIONS, name_rng
-from model.evaluation.metrics import Array, Labels
-from model.training.manifest import Row
+from model.checkpoint import Metadata
+from model.data.ahead import ahead
+from model.data.degrade import CONDITIONS, rng_of
+from model.data.manifest import Row, digest
+from model.detector import Detector, Look, Score
+from model.errors import ImageError, ModelError
+from model.figures.predictions import Predictions
+from model.hardware import spare_pool
+from model.images import read_picture
 
 log = logging.getLogger(__name__)
 
-TOO_SMALL, UNREADABLE = "too_small", "unreadable"
 _BATCH = 8  # copies of images in one forward
 _AHEAD = 8  # images decoded ahead of the network
 
-# One image under each condition, or why the network cannot read it.
-_Copies = list[Prepared | str]
+# What is looked at of one copy: each is scored by itself.
+LooksOf = Callable[[NDArray[np.uint8]], Sequence[Look]]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """The images that could be scored under one condition.
+class Answers:
+    """What the network said of images under one condition.
 
     Attributes:
-        rows: n of them, in the order of the data set.
-        labels: int64 [n], 1 = AI.
-        logits: float64 [n], before calibration.
-        scores: float64 [n], calibrated.
-        verdicts: n of them, by the checkpoint's thresholds.
-        skipped: images left out, counted by reason (`unreadable`, `too_small`).
+        row: index of each image that could be scored.
+        scores: of each, the scores of its looks.
+        skipped: images left out, counted by the `code` of their `ImageError`.
     """
 
-    rows: list[Row]
-    labels: Labels
-    logits: Array
-    scores: Array
-    verdicts: list[Verdict]
-    skipped: dict[str, int]
-
-    @property
-    def groups(self) -> NDArray[np.str_]:
-        """Str [n], the group of each image."""
-        return np.array([row.group for row in self.rows], dtype=np.str_)
+    row: list[int] = field(default_factory=list)
+    scores: list[list[Score]] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def evaluate(
@@ -63,20 +51,50 @@ def evaluate(
     *,
     conditions: Sequence[str] = tuple(CONDITIONS),
     progress: bool = False,
-) -> dict[str, Scored]:
-    """Score every image under every condition.
-
-    Other threads decode and transform ahead of the network. An image that cannot be read, or is too
-    small for the network, is skipped and counted.
+) -> dict[str, Predictions]:
+    """Score every image under every condition, and take its verdict, as in service.
 
     Args:
         rows: the images.
-        detector: the network, its calibration and its thresholds.
+        detector: the network and its rules.
         conditions: keys of `CONDITIONS`.
         progress: show a bar on standard error.
 
     Returns:
-        The scored images of each condition, in the order of `conditions`.
+        What was said of the images of each condition, in the order of `conditions`.
+
+    Raises:
+        ModelError: as `ask`.
+    """
+    answers = ask(
+        rows,
+        detector,
+        lambda pixels: [detector.look(pixels)],
+        conditions=conditions,
+        progress=progress,
+    )
+    return {name: _predictions(rows, part, detector) for name, part in answers.items()}
+
+
+def ask(
+    rows: Sequence[Row],
+    detector: Detector,
+    looks_of: LooksOf,
+    *,
+    conditions: Sequence[str],
+    progress: bool = False,
+) -> dict[str, Answers]:
+    """Score what is looked at of every image under every condition.
+
+    Images are read as the service reads an upload, and other threads decode and transform them
+    ahead of the network. An image that the service would refuse is skipped and counted.
+
+    Args:
+        rows: the images.
+        detector: the network.
+        looks_of: what is looked at of uint8 [H, W, 3]; many threads call it at once.
+        conditions: keys of `CONDITIONS`.
+        progress: show a bar on standard error.
 
     Raises:
         ModelError: an unknown condition, or no image could be scored under one of them.
@@ -85,72 +103,72 @@ def evaluate(
         if name not in CONDITIONS:
             raise ModelError(f"no condition {name!r}; there are {', '.join(CONDITIONS)}")
 
-    def copies(row: Row) -> _Copies:
-        return _copies(row, detector, conditions)
-
-    placed: dict[str, list[Row]] = {name: [] for name in conditions}
-    logits: dict[str, list[float]] = {name: [] for name in conditions}
-    skipped: dict[str, Counter[str]] = {name: Counter() for name in conditions}
-    pending: list[tuple[str, Row, Prepared]] = []
+    answers = {name: Answers() for name in conditions}
+    pending: list[tuple[str, int, Sequence[Look]]] = []
 
     def flush() -> None:
         batch, pending[:] = pending[:_BATCH], pending[_BATCH:]
-        found = detector.predict([prepared for _, _, prepared in batch])
-        for (name, row, _), detection in zip(batch, found, strict=True):
-            placed[name].append(row)
-            logits[name].append(detection.logit)
+        scores = iter(detector.predict([look for _, _, looks in batch for look in looks]))
+        for name, index, looks in batch:
+            answers[name].row.append(index)
+            answers[name].scores.append([next(scores) for _ in looks])
 
-    pairs = zip(rows, ahead(copies, rows, _AHEAD, spare_pool()), strict=True)
-    for row, prepared in track(pairs, total=len(rows), description="evaluate", transient=True,
-                               console=Console(stderr=True), disable=not progress):  # fmt: skip
-        for name, item in zip(conditions, prepared, strict=True):
+    copies = ahead(lambda row: _copies(row, looks_of, conditions), rows, _AHEAD, spare_pool())
+    shown = track(
+        copies,
+        total=len(rows),
+        description="evaluate",
+        transient=True,
+        console=Console(stderr=True),
+        disable=not progress,
+    )
+    for index, looks_or_codes in enumerate(shown):
+        for name, item in zip(conditions, looks_or_codes, strict=True):
             if isinstance(item, str):
-                skipped[name][item] += 1
+                answers[name].skipped[item] += 1
             else:
-                pending.append((name, row, item))
+                pending.append((name, index, item))
         while len(pending) >= _BATCH:
             flush()
     while pending:
         flush()
-    return {
-        name: _scored(name, placed[name], logits[name], skipped[name], detector)
-        for name in conditions
-    }
+    for name, part in answers.items():
+        if not part.row:
+            raise ModelError(f"no image could be scored under {name!r}: {dict(part.skipped)}")
+    return answers
 
 
-def _scored(
-    name: str, rows: list[Row], logits: list[float], skipped: Counter[str], detector: Detector
-) -> Scored:
-    if not rows:
-        raise ModelError(f"no image could be scored under {name!r}: {dict(skipped)}")
-    raw = np.array(logits)
-    calibration = Calibration.model_validate(detector.calibration)
-    scores = calibration.scores(torch.from_numpy(raw)).numpy()
-    return Scored(
-        rows=rows,
-        labels=np.array([row.label for row in rows], dtype=np.int64),
-        logits=raw,
-        scores=scores,
-        verdicts=[detector.thresholds.verdict(score) for score in scores.tolist()],
-        skipped=dict(sorted(skipped.items())),
+def trained_on(metadata: Metadata, rows: Sequence[Row]) -> bool:
+    """Whether these very images gave a checkpoint; some of them, or more, are not noticed."""
+    return digest(rows) == metadata.training.data_sha256
+
+
+def _predictions(rows: Sequence[Row], part: Answers, detector: Detector) -> Predictions:
+    chosen = [rows[index] for index in part.row]
+    scores = [score for [score] in part.scores]
+    return Predictions(
+        rows=chosen,
+        labels=np.array([row.label for row in chosen], dtype=np.int64),
+        logits=np.array([score.logit for score in scores]),
+        scores=np.array([score.value for score in scores]),
+        verdicts=[detector.verdict(score) for score in scores],
+        skipped=dict(sorted(part.skipped.items())),
     )
 
 
-def _copies(row: Row, detector: Detector, conditions: Sequence[str]) -> _Copies:
+def _copies(row: Row, looks_of: LooksOf, conditions: Sequence[str]) -> list[Sequence[Look] | str]:
+    """One image under each condition, or the code of why it is not judged."""
     try:
-        image = pixels.read_rgb(row.path)
-    except pixels.UNREADABLE as error:
+        image = Image.fromarray(read_picture(row.path).pixels)
+    except ImageError as error:
         log.info("skipped %s: %s", row.path, error)
-        return [UNREADABLE] * len(conditions)
+        return [error.code] * len(conditions)
 
-    def copy(name: str) -> Prepared | str:
+    def copy(name: str) -> Sequence[Look] | str:
         try:
-            changed = CONDITIONS[name](image, name_rng(row.path.name))
-            return detector.prepare(np.asarray(changed))
-        except ImageTooSmallError:
-            return TOO_SMALL
-        except (OSError, ValueError) as error:  # e.g. sides that JPEG cannot hold
+            return looks_of(np.asarray(CONDITIONS[name](image, rng_of(row.path.name))))
+        except ImageError as error:
             log.info("skipped %s under %s: %s", row.path, name, error)
-            return UNREADABLE
+            return error.code
 
     return [copy(name) for name in conditions]

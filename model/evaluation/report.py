@@ -1,28 +1,30 @@
 """An evaluation as JSON and as Markdown."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.checkpoint import Verdict
+from model.data.manifest import Row, digest
 from model.detector import Detector
-from model.evaluation.evaluate import Scored
-from model.evaluation.figures import PER_GROUP, consistency, generator_mean, overall, per_group
-from model.training.manifest import AI, REAL, Row, digest
+from model.figures.predictions import Predictions
+from model.figures.tables import (
+    CLASSES,
+    consistency,
+    consistency_table,
+    generator_mean,
+    group_table,
+    markdown,
+    overall,
+    overall_table,
+    per_group,
+    verdict_table,
+)
 
 SEEN = "The checkpoint was trained on these very images: the figures say nothing of others."
-_NAMES = {
-    "r_acc": "R.Acc", "f_acc": "F.Acc", "acc": "Acc", "ap": "AP", "auc": "AUC",
-    "recall_at_1_percent_fpr": "recall at 1 % FPR", "recall_at_3_percent_fpr": "recall at 3 % FPR",
-    "ece": "ECE", "real_called_ai": "real called AI",
-}  # fmt: skip
-_OVERALL = ("auc", "ap", "acc", "recall_at_1_percent_fpr", "recall_at_3_percent_fpr", "ece",
-            "real_called_ai")  # fmt: skip
 
 
 def build_report(
     rows: Sequence[Row],
-    scored: Mapping[str, Scored],
+    predictions: Mapping[str, Predictions],
     detector: Detector,
     *,
     data: str,
@@ -33,14 +35,14 @@ def build_report(
 
     Args:
         rows: the data set.
-        scored: what `evaluate` returned.
+        predictions: what `evaluate` returned.
         detector: the one that was judged.
         data: the data set and split, in words.
         command: what was run.
         seen: whether the checkpoint was trained on these images.
     """
-    groups = {name: per_group(part) for name, part in scored.items()}
-    clean = scored.get("clean")
+    groups = {name: per_group(part) for name, part in predictions.items()}
+    clean = predictions.get("clean")
     return {
         "command": command,
         "checkpoint": {
@@ -51,15 +53,16 @@ def build_report(
             "thresholds": detector.thresholds.model_dump(),
             "device": str(detector.device),
             "engine": detector.engine,
-            "canvases": detector.canvases,
+            "precision": detector.precision,
             "dtype": detector.dtype,
+            "canvases": detector.canvases,
         },
         "data": {
             "name": data,
             "sha256": digest(rows),
             "trained_on": seen,
-            "images": {k: sum(r.label == v for r in rows) for k, v in _CLASSES},
-            "groups": {k: len({r.group for r in rows if r.label == v}) for k, v in _CLASSES},
+            "images": {k: sum(r.label == v for r in rows) for k, v in CLASSES},
+            "groups": {k: len({r.group for r in rows if r.label == v}) for k, v in CLASSES},
         },
         "conditions": {
             name: {
@@ -67,33 +70,19 @@ def build_report(
                 "generator_mean": generator_mean(groups[name]),
                 "groups": groups[name],
             }
-            for name, part in scored.items()
+            for name, part in predictions.items()
         },
         "consistency": {
             name: consistency(clean, part)
-            for name, part in scored.items()
+            for name, part in predictions.items()
             if clean is not None and name != "clean"
         },
     }
 
 
-_CLASSES = (("real", REAL), ("ai", AI))
-
-
-def overall_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells, one row per condition; figures in percent, with their 95 % intervals."""
-    header = ["condition", "images", *(_NAMES[key] for key in _OVERALL), "AI called AI",
-              "AI called real"]  # fmt: skip
-    cells = []
-    for name, condition in report["conditions"].items():
-        found = condition["overall"]
-        ai = found["verdicts"]["ai"]
-        cells.append([
-            name, str(sum(found["images"].values())),
-            *(_with_interval(found[key], found[f"{key}_95"]) for key in _OVERALL),
-            _percent(ai["ai_generated"]), _percent(ai["real"]),
-        ])  # fmt: skip
-    return header, cells
+def summary(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a report's figures over all images, one row per condition."""
+    return overall_table(_overall(report))
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
@@ -103,10 +92,10 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     parts = [
         f"# Evaluation of {checkpoint['name']} {checkpoint['version']}",
         f"    {report['command']}",
-        f"Checkpoint sha256 `{checkpoint['sha256']}`, run by {checkpoint['engine']} in "
-        f"{checkpoint['dtype']} on {checkpoint['device']}, {checkpoint['canvases']} canvases; "
-        f"`real` below {cuts['real_below']:.4f}, `ai_generated` from "
-        f"{cuts['ai_above']:.4f} on.",
+        f"Checkpoint sha256 `{checkpoint['sha256']}`, run by {checkpoint['engine']}, products in "
+        f"{checkpoint['precision']}, all else in {checkpoint['dtype']}, on {checkpoint['device']}, "
+        f"{checkpoint['canvases']} canvases; `real` below {cuts['real_below']:.4f}, "
+        f"`ai_generated` from {cuts['ai_above']:.4f} on.",
         f"Data: {data['name']}; {data['images']['ai']} AI images of {data['groups']['ai']} groups, "
         f"{data['images']['real']} photographs of {data['groups']['real']} groups; "
         f"sha256 of the list `{data['sha256']}`.",
@@ -114,19 +103,19 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "## Overall",
         "In percent, with 95 % intervals: bootstraps over whole generators and repositories of "
         "photographs, but for `real called AI`, which has Wilson's. Acc is the mean of R.Acc and "
-        "F.Acc at the cut 0.5, ECE for as many AI images as photographs; the last three columns "
-        "are shares of verdicts.",
-        _table(*overall_table(report)),
+        "F.Acc at the cut 0.5, ECE for as many AI images as photographs; columns with `called` are "
+        "shares of verdicts.",
+        markdown(*summary(report)),
         *_skipped(report),
         "## Verdicts",
         "Shares of each class's images, in percent.",
-        _verdict_table(report["conditions"]),
+        verdict_table(_overall(report)),
     ]
     if report["consistency"]:
         parts += [
             "## Consistency",
             "Images whose verdict differs from that of their clean copy, in percent.",
-            _consistency_table(report["consistency"]),
+            consistency_table(report["consistency"]),
         ]
     parts += [
         "## Groups",
@@ -134,64 +123,19 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "a group of photographs alone has R.Acc only. The mean is over groups with AI images.",
     ]
     for name, condition in report["conditions"].items():
-        parts += [f"### {name}", _group_table(condition)]
+        parts += [f"### {name}", group_table(condition["groups"])]
     return "\n\n".join(parts) + "\n"
 
 
+def _overall(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: condition["overall"] for name, condition in report["conditions"].items()}
+
+
 def _skipped(report: Mapping[str, Any]) -> list[str]:
-    counts = {
-        name: Counter(condition["overall"]["skipped"])
-        for name, condition in report["conditions"].items()
-    }
     said = [
-        f"{name}: " + ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in count.items())
-        for name, count in counts.items()
-        if count
+        f"{name}: "
+        + ", ".join(f"{n} {code.replace('_', ' ')}" for code, n in figures["skipped"].items())
+        for name, figures in _overall(report).items()
+        if figures["skipped"]
     ]
     return [f"Skipped: {'; '.join(said)}."] if said else []
-
-
-def _verdict_table(conditions: Mapping[str, Any]) -> str:
-    columns = [(key, said, verdict.value) for key, said in (("real", "photographs"), ("ai", "AI"))
-               for verdict in Verdict]  # fmt: skip
-    cells = [
-        [name, *(_percent(found["overall"]["verdicts"][key][verdict])
-                 for key, _, verdict in columns)]
-        for name, found in conditions.items()
-    ]  # fmt: skip
-    return _table(["condition", *(f"{said}: {verdict}" for _, said, verdict in columns)], cells)
-
-
-def _consistency_table(found: Mapping[str, Any]) -> str:
-    columns = ("changed", "real<->ai_generated", "to or from uncertain")
-    cells = [
-        [name, str(part["images"]), *(_percent(part[column]) for column in columns)]
-        for name, part in found.items()
-    ]
-    return _table(["condition", "images", *columns], cells)
-
-
-def _group_table(condition: Mapping[str, Any]) -> str:
-    cells = [
-        [name, str(found["images"]["real"]), str(found["images"]["ai"]),
-         *(_percent(found.get(key)) for key in PER_GROUP)]
-        for name, found in condition["groups"].items()
-    ]  # fmt: skip
-    mean = condition["generator_mean"]
-    cells.append(["**mean**", "", "", *(_percent(mean[key]) for key in PER_GROUP)])
-    return _table(["group", "real", "AI", *(_NAMES[key] for key in PER_GROUP)], cells)
-
-
-def _table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    escaped = ([cell.replace("|", r"\|") for cell in row] for row in (header, rule, *cells))
-    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
-
-
-def _with_interval(share: float | None, interval: Sequence[float | None]) -> str:
-    low, high = (_percent(v) for v in interval)
-    return f"{_percent(share)} ({low}-{high})"

@@ -3,21 +3,23 @@
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator
 from pydantic import BaseModel
 
+from model.data.manifest import Row, digest
 from model.errors import ModelError
-from model.evaluation.metrics import auc, bootstrap, recall_at_fpr
-from model.nullspace import StoredProjector, projector_of_texts
-from model.patches import PatchRule
-from model.training.manifest import Row, digest
+from model.figures.tables import markdown, percent
+from model.hardware import Runtime
+from model.nullspace import projector_of_texts
+from model.training.experiment import Experiment
+from model.training.heldout import RANKING, ranking_figures
 from model.training.options import TrainOptions
-from model.training.pipeline import CONDITIONS, Experiment, HeldOut
+from model.training.scoring import JUDGED
+from model.views.patches import PatchRule
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +38,14 @@ class Variant:
         name: the choice.
         options: how it is trained.
         rank: text directions removed.
-        views: canvases of an image that are looked at; None: all.
+        canvases: of an image, how many are looked at, the first ones; None: all.
     """
 
     section: str
     name: str
     options: TrainOptions
     rank: int
-    views: int | None = None
+    canvases: int | None = None
 
 
 def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
@@ -62,38 +64,39 @@ def variants(base: TrainOptions, rank: int) -> Iterator[Variant]:
     if head is None:
         raise ModelError("heads on cached features are compared; live, or head = null, trains none")
 
-    whole = _changed(base.network, pooled_after=0)
+    unpooled = _changed(base.network, pooled_after=0)
 
     def options(**changes: Any) -> TrainOptions:
-        return _changed(base, **{"network": whole, "distil": None, "lora": None} | changes)
+        return _changed(base, **{"network": unpooled, "distil": None, "lora": None} | changes)
 
     def network(**changes: Any) -> TrainOptions:
-        return options(network=_changed(whole, **changes))
+        return options(network=_changed(unpooled, **changes))
 
-    def cut(rule: PatchRule) -> TrainOptions:
-        return network(patches=rule)
+    def views(**changes: Any) -> TrainOptions:
+        return options(views=_changed(base.views, **changes))
 
-    yield Variant("input", "whole image, resized", cut(PatchRule(whole=True)), rank)
-    yield Variant("input", "native centre crop", cut(PatchRule(candidates=1)), rank)
+    def patches(**rule: Any) -> TrainOptions:
+        return views(whole=False, patches=PatchRule(**rule))
+
+    resized = views(whole=True, patches=PatchRule(canvases=0))
+    yield Variant("input", "whole image, resized", resized, rank)
+    yield Variant("input", "native centre crop", patches(candidates=1), rank)
     for size in (32, 56, 112, 224):
-        rule = PatchRule(patch_size=size, high_share=1.0 if size == 224 else 0.5)
-        yield Variant("input", f"selected patches, {size} px", cut(rule), rank)
+        chosen = patches(patch_size=size, high_share=1.0 if size == 224 else 0.5)
+        yield Variant("input", f"selected patches, {size} px", chosen, rank)
 
-    for square in (False, True):
-        several = cut(PatchRule(canvases=max(WINDOWS) + square, high_share=1.0, whole=square))
+    for whole in (False, True):
+        several = views(whole=whole, patches=PatchRule(canvases=max(WINDOWS), high_share=1.0))
         for count in WINDOWS:
-            name = f"{'the whole image and ' * square}{count} native"
-            yield Variant("canvases averaged", name, several, rank, count + square)
+            name = f"{'the whole image and ' * whole}{count} native"
+            yield Variant("canvases averaged", name, several, rank, count + whole)
 
-    if base.network.patches.whole:
+    if base.views.whole:
         for share in (0.5, 0.75, 1.0):
             name = "share of the whole image"
-            yield Variant(name, f"{share}", network(whole_share=share), rank)
+            yield Variant(name, f"{share}", views(whole_share=share), rank)
 
-    for read, features, blocks in (
-        ("joint space", "joint", ()),
-        ("block 12", "blocks", (12,)),
-    ):
+    for read, features, blocks in (("joint space", "joint", ()), ("block 12", "blocks", (12,))):
         yield Variant("last block", read, network(features=features, blocks=blocks), rank)
 
     for first, last in ((8, 8), (6, 9), (4, 10), (4, 12), (6, 12), (8, 12)):
@@ -142,8 +145,7 @@ def ablate(
     *,
     command: str,
     cache: Path,
-    dtype: torch.dtype,
-    engine: str,
+    runtime: Runtime,
     accelerator: Accelerator,
     only: Sequence[str] | None = None,
     rank: int = 64,
@@ -157,8 +159,7 @@ def ablate(
         to: folder of the results.
         command: what was run, for the record.
         cache: folder of computed features.
-        dtype: of the tower's weights.
-        engine: what computes the frozen tower's features; where adapters are fitted it is torch.
+        runtime: where and how the frozen tower runs; where adapters are fitted, torch runs it.
         accelerator: device and processes.
         only: sections to run; None: all.
         rank: text directions removed.
@@ -169,60 +170,49 @@ def ablate(
     Raises:
         ModelError: as `variants`, or as `Experiment`.
     """
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for variant in variants(base, rank):
         if only is not None and variant.section not in only:
             continue
         config = variant.options.network
-        projector: StoredProjector = projector_of_texts(
+        projector = projector_of_texts(
             texts, backbone=config.backbone, space=config.features, rank=variant.rank
         )
         adapted = variant.options.lora or variant.options.distil
-        experiment = Experiment(
-            rows, projector, variant.options, cache=cache, dtype=dtype, accelerator=accelerator,
-            engine="torch" if adapted else engine, views=variant.views,
-        )  # fmt: skip
-        left_out = experiment.held_out()
-        figures = {name: _figures(rows, left_out[name]) for name in CONDITIONS}
-        found.append({"section": variant.section, "name": variant.name, **figures})
-        log.info("%s, %s: AUC %s", variant.section, variant.name,
-                 {name: round(f["auc"], 4) for name, f in figures.items()})  # fmt: skip
+        left_out = Experiment(
+            rows,
+            projector,
+            variant.options,
+            cache=cache,
+            runtime=replace(runtime, engine="torch", precision="float") if adapted else runtime,
+            accelerator=accelerator,
+            canvases=variant.canvases,
+        ).held_out()
+        figures = {name: ranking_figures(rows, left_out[name]) for name in JUDGED}
+        results.append({"section": variant.section, "name": variant.name, **figures})
+        shown = {name: of["auc"] for name, of in figures.items()}
+        log.info("%s, %s: AUC %s", variant.section, variant.name, shown)
     head = (
-        f"{len(rows)} images, {base.measured} of {base.folds} folds of left-out groups; AUC with "
-        "95 % intervals over whole generators and repositories of photographs, and recall at 1 % "
-        "false positives.\n\n"
+        f"{len(rows)} images, {base.measured} of {base.folds} folds of left-out groups; percent, "
+        "with 95 % intervals over whole generators and repositories of photographs.\n\n"
     )
-    table = head + _table(found)
+    table = head + _table(results)
     to.mkdir(parents=True, exist_ok=True)
-    record = {"command": command, "data_sha256": digest(rows), "rows": found}
+    record = {"command": command, "data_sha256": digest(rows), "rows": results}
     (to / "ablation.json").write_text(json.dumps(record, indent=1) + "\n")
     (to / "ablation.md").write_text(table)
     return table
 
 
-def _figures(rows: Sequence[Row], part: HeldOut) -> dict[str, Any]:
-    units = [rows[i].unit for i in part.row]
-    return {
-        "auc": auc(part.labels, part.logits),
-        "auc_95": bootstrap(part.labels, part.logits, auc, units=units),
-        "recall_at_1_percent_fpr": recall_at_fpr(part.labels, part.logits, 0.01),
-    }
-
-
-def _table(found: Sequence[dict[str, Any]]) -> str:
-    names = list(CONDITIONS)
-    lines = [
-        "| | | " + " | ".join(f"{n} AUC | recall" for n in names) + " |",
-        "|---|---|" + "---|---|" * len(names),
+def _table(results: Sequence[dict[str, Any]]) -> str:
+    columns = [(name, metric) for name in JUDGED for metric in RANKING]
+    header = ["section", "choice", *(f"{name}: {metric.title}" for name, metric in columns)]
+    cells = [
+        [
+            row["section"],
+            row["name"],
+            *(percent(row[name][m.key], row[name].get(f"{m.key}_95")) for name, m in columns),
+        ]
+        for row in results
     ]
-    for row in found:
-        cells = []
-        for name in names:
-            f = row[name]
-            low, high = f["auc_95"]
-            cells += [
-                f"{f['auc']:.3f} ({low:.3f}-{high:.3f})",
-                f"{f['recall_at_1_percent_fpr']:.2f}",
-            ]
-        lines.append(f"| {row['section']} | {row['name']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return markdown(header, cells) + "\n"

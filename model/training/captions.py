@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from model.detector import place
-from model.errors import ModelError
-from model.pixels import UNREADABLE, read_rgb
+from model.errors import ImageError, ModelError
+from model.hardware import Runtime
+from model.images import read_picture
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _HUB_URL = "https://huggingface.co"
 _HUB_TIMEOUT_S = 5.0
 _MAX_TOKENS = 20  # as in BLIP's own captioning
 
-Pixels = NDArray[np.uint8]
+Image = NDArray[np.uint8]  # [H, W, 3], sRGB
 
 
 class Captioner:
@@ -46,7 +46,7 @@ class Captioner:
             ModelError: it cannot be had, or is no BLIP with a caption decoder; the message names
                 the ways out.
         """
-        where, _ = place(device, "float32")
+        where = Runtime.resolve(device, "float32").device
         try:
             return cls(*_load(source, local=True), where)
         except (OSError, ValueError) as error:
@@ -59,7 +59,7 @@ class Captioner:
             raise ModelError(f"the hub's {source} cannot be used: {_first(error)}") from error
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Pixels]) -> list[str]:
+    def __call__(self, images: Sequence[Image]) -> list[str]:
         """One caption, a single line, per image: uint8 [H, W, 3] each."""
         inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
         tokens = self._model.generate(
@@ -103,7 +103,7 @@ def _first(error: Exception) -> str:
 
 def write_captions(
     paths: Sequence[Path],
-    caption: Callable[[Sequence[Pixels]], list[str]],
+    caption: Callable[[Sequence[Image]], list[str]],
     to: Path,
     *,
     batch_size: int = 16,
@@ -160,9 +160,9 @@ def _whole_lines(path: Path) -> int:
     return whole.count(b"\n")
 
 
-def _read(path: Path) -> Pixels | None:
+def _read(path: Path) -> Image | None:
     try:
-        return np.array(read_rgb(path))
-    except UNREADABLE as error:
+        return read_picture(path).pixels
+    except ImageError as error:
         log.info("skipped %s: %s", path, error)
         return None

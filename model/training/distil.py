@@ -5,7 +5,6 @@ them learn to give the whole tower's CLS tokens all the same, without a label: w
 classes apart is not learned here. The images are, those of left-out groups, too.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from model.errors import ModelError
-from model.nsnet import continue_tokens
+from model.tower.tokens import TowerSpec, continue_tokens
 from model.training import lora
 from model.training.lora import LoraOptions
-from model.training.trainer import FitOptions, TensorSource, fit, tower_arithmetic
+from model.training.trainee import TensorSource, tower_arithmetic
+from model.training.trainer import FitOptions, fit
 
 _BATCH = 256
 
@@ -35,24 +35,24 @@ class DistilOptions(BaseModel):
 
 
 class Student(nn.Module):
-    """The blocks above the pooled tokens: [n, L, width] -> [n, reads, width], float32.
+    """The blocks above the pooled tokens: [n, L, width] -> [n, len(reads), width], float32.
 
     Args:
         visual: the tower.
-        done: the block that pooling follows.
-        reads: the blocks above it whose CLS tokens are read.
+        spec: what is read of it, all of it above `pooled_after`.
     """
 
-    def __init__(self, visual: VisionTransformer, done: int, reads: Sequence[int]) -> None:
+    def __init__(self, visual: VisionTransformer, spec: TowerSpec) -> None:
         super().__init__()
         self.visual = visual
-        self.done = done
-        self.reads = reads
+        self.spec = spec
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """What the blocks read, as `hidden_states` gives it after `done`."""
+        """What the blocks read, as `pool_tokens` gives it after `pooled_after`."""
         with tower_arithmetic(self.visual, hidden.device) as dtype:
-            tokens = continue_tokens(self.visual, hidden.to(dtype), self.done, self.reads)
+            tokens = continue_tokens(
+                self.visual, hidden.to(dtype), self.spec.pooled_after, self.spec
+            )
         return tokens.float()
 
 
@@ -60,8 +60,7 @@ def distil(
     visual: VisionTransformer,
     hidden: Tensor,
     tokens: Tensor,
-    done: int,
-    reads: Sequence[int],
+    spec: TowerSpec,
     options: DistilOptions,
     *,
     accelerator: Accelerator,
@@ -73,10 +72,9 @@ def distil(
 
     Args:
         visual: the tower; adapters stay attached (`lora.deltas`).
-        hidden: float16 [n, L, width], pooled, as block `done + 1` reads them.
+        hidden: float16 [n, L, width], pooled, as block `pooled_after + 1` reads them.
         tokens: float16 [n, len(reads), width], the whole tower's.
-        done: the block that pooling follows.
-        reads: blocks above it, from 1, rising.
+        spec: what is read, all of it above `pooled_after`.
         options: see `DistilOptions`.
         accelerator: device and processes.
         run: folder of the resumable state.
@@ -87,21 +85,29 @@ def distil(
     Raises:
         ModelError: as `lora.attach`, or as `fit`.
     """
-    if not reads:
+    if not spec.reads:
         raise ModelError("distil: no block that is read comes after the pooled tokens")
     device = accelerator.device
     torch.manual_seed(options.fit.seed)
     lora.attach(visual, options.lora)
-    student = Student(visual, done, reads)
+    student = Student(visual, spec)
     deviation = tokens.float().std(dim=0).clamp_min(1e-4).to(device)
 
-    def difference(found: Tensor, target: Tensor) -> Tensor:
-        return ((found - target.float()) / deviation).square().mean()
+    def difference(given: Tensor, target: Tensor) -> Tensor:
+        return ((given - target.float()) / deviation).square().mean()
 
-    samples = TensorSource(hidden, torch.arange(len(hidden)))
-    fit(student, samples, tokens, torch.ones(len(hidden), dtype=torch.float64), options.fit,
-        criterion=difference, accelerator=accelerator, run=run, save_every=50,
-        progress="distil")  # fmt: skip
+    fit(
+        student,
+        TensorSource(hidden, torch.arange(len(hidden))),
+        tokens,
+        torch.ones(len(hidden), dtype=torch.float64),
+        options.fit,
+        criterion=difference,
+        accelerator=accelerator,
+        run=run,
+        save_every=50,
+        progress="distil",
+    )
     student.to(device)
     with torch.inference_mode():
         return torch.cat([student(p.to(device)).half().cpu() for p in torch.split(hidden, _BATCH)])

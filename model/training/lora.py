@@ -1,9 +1,9 @@
 """Low-rank adapters on the image tower (paper, section 3.3), through peft.
 
 `nn.MultiheadAttention` keeps q, k and v in one bare parameter and never calls its output layer.
-peft 0.21 reaches them by adding the deltas to the weights for each forward and taking them away
-again: the output's twice, and in bfloat16 the weights drift with every step. So each adapted block
-gets the same attention made of two plain linear layers, which peft adapts as any other.
+peft reaches them by adding the deltas to the weights for each forward and taking them away again:
+the output's twice, and in bfloat16 the weights drift with every step. So each adapted block gets
+the same attention made of two plain linear layers, which peft adapts as any other.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from model.errors import ModelError
+from model.tower.adapters import Deltas
 
 _ADAPTER = "default"
 
@@ -55,7 +56,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention, [n, heads, L, d] each."""
     if q.device.type != "cpu":
         return nn.functional.scaled_dot_product_attention(q, k, v)
-    # On a CPU the fused kernel's backward takes three times as long as these.
+    # On a CPU the fused kernel's backward is slower than these.
     scores = (q * q.shape[-1] ** -0.5).contiguous() @ k.contiguous().transpose(-1, -2)
     mixed: Tensor = scores.softmax(dim=-1) @ v.contiguous()
     return mixed
@@ -82,10 +83,13 @@ def attach(visual: VisionTransformer, options: LoraOptions) -> None:
         block.attn = _Attention(block.attn)
     visual.requires_grad_(False)
     config = LoraConfig(
-        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
-        target_modules=targets, layers_pattern="resblocks",
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=targets,
+        layers_pattern="resblocks",
         layers_to_transform=[b - 1 for b in options.blocks],
-    )  # fmt: skip
+    )
     inject_adapter_in_model(config, visual, adapter_name=_ADAPTER)
     for name, parameter in visual.named_parameters():
         if "lora_" in name:
@@ -96,16 +100,13 @@ def attach(visual: VisionTransformer, options: LoraOptions) -> None:
             module.cast_input_dtype_enabled = False
 
 
-def deltas(visual: VisionTransformer) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the adapters add: parameter name -> (down [r, in], up [out, r]), scaling in `up`.
-
-    The names are those of a tower without adapters, as `nsnet.merge_lora` takes them.
-    """
-    found = {}
+def deltas(visual: VisionTransformer) -> Deltas:
+    """What the adapters add; the names are those of a tower without adapters."""
+    added = {}
     for name, module in visual.named_modules():
         if _ADAPTER in getattr(module, "lora_A", {}):
             down = module.lora_A[_ADAPTER].weight.detach().float()
             up = module.lora_B[_ADAPTER].weight.detach().float() * module.scaling[_ADAPTER]
             fused = name.endswith("in_proj")
-            found[f"{name}_weight" if fused else f"{name}.weight"] = (down, up)
-    return found
+            added[f"{name}_weight" if fused else f"{name}.weight"] = (down, up)
+    return added

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.training.manifest import Row
+from model.data.manifest import Row
 
 
 def sample_weights(rows: Sequence[Row], members: Tensor) -> Tensor:

@@ -4,27 +4,25 @@ What a step reads and draws depends on the seed and the step's number alone, so 
 killed goes on exactly where its last saved step was.
 """
 
-import contextlib
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from open_clip.transformer import VisionTransformer
 from pydantic import BaseModel, ConfigDict, Field
 from pytorch_metric_learning.losses import SupConLoss
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from model.ahead import ahead
+from model.data.ahead import ahead
 from model.errors import ModelError
-from model.nsnet import Head, NSNet, block_tokens, continue_tokens, normalise
+from model.training.trainee import Source
 
 _STATE = "state.pt"
 _PRIME = 1_000_003  # keeps the draws of neighbouring seeds apart
@@ -47,100 +45,6 @@ class FitOptions(BaseModel):
     smoothing: float = Field(0.05, ge=0.0, lt=0.5, description="of labels")
     ema: float = Field(0.99, ge=0.0, lt=1.0, description="decay of the averaged weights; 0: none")
     seed: int = 0
-
-
-class Source(Protocol):
-    """What the trained part reads."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-    def read(self, members: Tensor, step: int) -> Tensor:
-        """Inputs of the samples int64 [n], [n, ...]; `step` seeds what is drawn anew each time."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSource:
-    """Samples held in memory, or in a memory-mapped file.
-
-    Attributes:
-        samples: [n, ...], any float type; read as float32.
-        members: int64 [m], the samples that count.
-    """
-
-    samples: Tensor
-    members: Tensor
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def read(self, members: Tensor, step: int) -> Tensor:  # noqa: ARG002  (the protocol's)
-        """See `Source`."""
-        return self.samples[self.members[members]].float()
-
-
-@contextlib.contextmanager
-def tower_arithmetic(visual: VisionTransformer, device: torch.device) -> Iterator[torch.dtype]:
-    """Compute in the tower's dtype, which is given; the adapters' weights stay float32."""
-    dtype = visual.conv1.weight.dtype
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        yield dtype
-
-
-class Trainee(nn.Module):
-    """A network with dropout before its head, read from any stage.
-
-    Args:
-        network: the network.
-        dropout: share of features that are dropped in training.
-        entry: what its inputs are: null-space `features` [n, F], `hidden` states [n, L, width],
-            as block `done + 1` reads them, or `canvases` uint8 [n, 3, S, S].
-        done: the last block, from 1, that hidden states have passed.
-    """
-
-    def __init__(
-        self,
-        network: NSNet,
-        dropout: float,
-        entry: Literal["features", "hidden", "canvases"],
-        done: int = 0,
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.dropout = dropout
-        self.entry = entry
-        self.done = done
-        if entry == "features":
-            network.visual.requires_grad_(False)
-
-    def features(self, inputs: Tensor) -> Tensor:
-        """Null-space features float32 [n, F]."""
-        if self.entry == "features":
-            return inputs
-        visual, reads = self.network.visual, self.network.reads
-        pooled = self.network.config.pooled_after
-        with tower_arithmetic(visual, inputs.device) as dtype:
-            if self.entry == "hidden":
-                tokens = continue_tokens(visual, inputs.to(dtype), self.done, reads, pooled)
-            else:
-                tokens = block_tokens(visual, normalise(inputs).to(dtype), reads, pooled)
-        return self.network.decouple(tokens)
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, ...] -> logits [n], embeddings [n, hidden]."""
-        x, head = self.features(inputs), self.network.head
-        if self.training and self.dropout:
-            # Dropped features fall back to the mean, which the head's standardisation makes zero.
-            kept = torch.rand_like(x) >= self.dropout
-            x = torch.where(kept, x, head.mean)
-        logits, embedding = head(x)
-        return logits, embedding
-
-
-def standardise(head: Head, features: Tensor) -> None:
-    """Set the head's standardisation to the statistics of features [n, F]."""
-    head.mean.copy_(features.float().mean(dim=0))
-    head.scale.copy_(1 / features.float().std(dim=0).clamp_min(1e-4))
 
 
 def fit(
@@ -167,7 +71,7 @@ def fit(
         criterion: the loss of the model's outputs beside a step's targets; without one the paper's,
             of logits and embeddings.
         run: folder for the resumable state, the loss curve and TensorBoard's events. A run that
-            is found there goes on.
+            it holds goes on.
         save_every: steps between saved states.
         accelerator: device and processes; one CPU process without.
         progress: shows a bar of this name.
@@ -180,15 +84,15 @@ def fit(
     """
     accelerator = accelerator or Accelerator(cpu=True)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    others = [p for name, p in trained.items() if "lora_" not in name]
+    adapters = [p for name, p in trained.items() if "lora_" in name]
     optimiser = torch.optim.AdamW(
         [
-            {"params": [p for n, p in trained.items() if "lora_" not in n],
-             "lr": options.learning_rate},
-            {"params": [p for n, p in trained.items() if "lora_" in n],
-             "lr": options.lora_learning_rate},
+            {"params": others, "lr": options.learning_rate},
+            {"params": adapters, "lr": options.lora_learning_rate},
         ],
         weight_decay=options.weight_decay,
-    )  # fmt: skip
+    )
     rates = [group["lr"] for group in optimiser.param_groups]
     factor = _cosine(options)
     average = {name: p.detach().clone() for name, p in trained.items()}
@@ -205,8 +109,8 @@ def fit(
     steps = range(len(losses), options.steps)
     batches = _batches(source, weights, options, steps, share)
     wrapped.train()
-    for step in track(steps, description=progress or "", disable=progress is None
-                      or not accelerator.is_main_process):  # fmt: skip
+    hidden = progress is None or not accelerator.is_main_process
+    for step in track(steps, description=progress or "", disable=hidden):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * factor(step)
         drawn, inputs = next(batches)
@@ -340,13 +244,13 @@ class _State:
         """The losses so far; none where nothing was saved."""
         if self.run is None or not (self.run / _STATE).exists():
             return []
-        found = torch.load(self.run / _STATE, map_location="cpu", weights_only=True)
-        if found["fingerprint"] != self.fingerprint:
+        saved = torch.load(self.run / _STATE, map_location="cpu", weights_only=True)
+        if saved["fingerprint"] != self.fingerprint:
             raise ModelError(f"{self.run} holds a run of other data or options; choose another")
         with torch.no_grad():
             for name, p in trained.items():
-                p.copy_(found["trained"][name])
-                average[name].copy_(found["average"][name])
-        optimiser.load_state_dict(found["optimiser"])
-        losses: list[float] = found["losses"]
+                p.copy_(saved["trained"][name])
+                average[name].copy_(saved["average"][name])
+        optimiser.load_state_dict(saved["optimiser"])
+        losses: list[float] = saved["losses"]
         return losses

@@ -1,11 +1,17 @@
 import subprocess
 import sys
 
+import pytest
 
-def test_building_the_application_touches_neither_the_device_nor_a_thread() -> None:
-    """Servers that fork after loading re-initialised CUDA in the child, and failed, elsewhere."""
+
+@pytest.mark.process
+def test_building_the_application_touches_neither_torch_nor_a_thread() -> None:
+    """torch took seconds before a wrong setting was told, or a probe answered.
+
+    Servers that fork after loading re-initialised CUDA in the child, and failed, elsewhere.
+    """
     code = """
-import threading
+import sys, threading
 from app.main import create_app
 from app.settings import Settings
 
@@ -13,8 +19,7 @@ def load(settings):
     raise SystemExit("loaded before the server started")
 
 create_app(Settings(), load)
-import torch
-assert not torch.cuda.is_initialized()
+assert not {"torch", "sklearn"} & sys.modules.keys()
 assert threading.active_count() == 1, threading.enumerate()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

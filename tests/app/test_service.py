@@ -6,20 +6,30 @@ import pytest
 
 from app.service import Service, State
 from app.settings import Settings
+from model.detector import ModelError
 from tests.fakes import load_fake
 
 
-def test_whatever_stops_the_load_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+        (ModelError("no weights"), "no weights"),
+    ],
+)
+def test_whatever_stops_the_load_is_one_line(
+    error: Exception, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Out of memory and broken drivers are no ModelError, and no reason for a traceback."""
 
     def load(_: Settings) -> Any:
-        raise RuntimeError("out of memory")
+        raise error
 
     service, failed = Service(Settings(), load), []
     with caplog.at_level("INFO"):
         asyncio.run(service.start(lambda: failed.append(True)))
     service.stop()
-    assert caplog.messages == ["the model cannot be loaded: RuntimeError: out of memory"]
+    assert caplog.messages == [f"the model cannot be loaded: {said}"]
     assert caplog.records[0].exc_info is None
     assert service.state is State.FAILED
     assert not service.alive

@@ -2,7 +2,9 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,21 +17,33 @@ from cli.evaluate import calibrate, evaluate
 from model.checkpoint import Metadata, read_checkpoint
 from model.detector import Detector
 from model.errors import ModelError
-from model.nsnet import NSNet, NSNetConfig
-from tests.conftest import RULE, TINY
+from model.hardware import Runtime
+from model.network import NSNet, NSNetConfig
+from tests.conftest import TINY
 
 app = typer.Typer()
 app.command()(evaluate)
 app.command()(calibrate)
 
 
-def nsnet(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "250"})
+RATES = "--accused 0.2 --missed 0.2"
+
+
+def nsnet(line: str) -> Result:
+    return CliRunner().invoke(app, line.split(), env={"COLUMNS": "250"})
+
+
+def on(tower: Path) -> str:
+    return f"--backbone {tower} --dtype float32"
+
+
+def float32(checkpoint: Path, tower: Path) -> Detector:
+    return Detector.load(checkpoint, runtime=Runtime.resolve(dtype="float32"), backbone=tower)
 
 
 @pytest.fixture
 def config() -> NSNetConfig:
-    return NSNetConfig(backbone=TINY, features="joint", hidden=8, patches=RULE)
+    return NSNetConfig(backbone=TINY, features="joint", hidden=8)
 
 
 @pytest.fixture
@@ -53,26 +67,28 @@ def test_evaluate_writes_report_scores_and_plots(
     checkpoint: Path, tiny_tower: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "a" / "report"
-    done = nsnet("evaluate", checkpoint, data, "--to", out, "--conditions", "clean,jpeg40",
-                 "--backbone", tiny_tower, "--dtype", "float32")  # fmt: skip
+    done = nsnet(
+        f"evaluate {checkpoint} {data} --to {out} --conditions clean,jpeg40 {on(tiny_tower)}"
+    )
     assert done.exit_code == 0, done.output
     assert "jpeg40" in done.output
     report = json.loads((out / "report.json").read_text())
     assert report["checkpoint"]["sha256"] == read_checkpoint(checkpoint).sha256
     assert report["data"]["images"] == {"real": 8, "ai": 7}
     assert report["conditions"]["clean"]["overall"]["images"] == {"real": 7, "ai": 7}
-    assert report["conditions"]["clean"]["overall"]["skipped"] == {"unreadable": 1}
+    assert report["conditions"]["clean"]["overall"]["skipped"] == {"unsupported_media_type": 1}
     assert set(report["conditions"]["clean"]["groups"]) == {"camera", "gan0", "gan2"}
     assert report["checkpoint"]["sha256"] in (out / "report.md").read_text()
     with (out / "scores.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 28
     first = lines[0]
-    found = Detector.load(checkpoint, backbone=tiny_tower, dtype="float32").detect(
+    [detection] = float32(checkpoint, tiny_tower).detect(
         [np.asarray(Image.open(data.parent / first["file"]))]
-    )[0]
-    assert float(first["score"]) == pytest.approx(found.score, abs=1e-5)
-    assert (first["label"], first["condition"], first["verdict"]) == ("ai", "clean", found.verdict)
+    )
+    assert float(first["score"]) == pytest.approx(detection.score, abs=1e-5)
+    assert (first["label"], first["condition"]) == ("ai", "clean")
+    assert first["verdict"] == detection.verdict
     for name in ("roc", "reliability", "groups"):
         with Image.open(out / f"{name}.png") as image:
             assert min(image.size) > 200
@@ -83,9 +99,9 @@ def telling(network: NSNet, metadata: Metadata, checkpoint: Path, tiny_tower: Pa
     """The checkpoint, its head turned until bright images have the higher logits."""
     from model.checkpoint import save_checkpoint
 
-    detector = Detector.load(checkpoint, backbone=tiny_tower, dtype="float32")
+    detector = float32(checkpoint, tiny_tower)
     dark, bright = (np.full((100, 120, 3), v, np.uint8) for v in (30, 220))
-    low, high = (found.logit for found in detector.detect([dark, bright]))
+    low, high = (answer.logit for answer in detector.detect([dark, bright]))
     assert low != high
     if low > high:
         with torch.no_grad():
@@ -99,27 +115,33 @@ def test_calibrate_keeps_the_tensors_and_holds_the_rates(
     telling: Path, tiny_tower: Path, data: Path, tmp_path: Path
 ) -> None:
     to = tmp_path / "new" / "calibrated.safetensors"
-    done = nsnet("calibrate", telling, data, "--to", to, "--accused", "0.2", "--missed", "0.2",
-                 "--backbone", tiny_tower, "--dtype", "float32")  # fmt: skip
+    done = nsnet(f"calibrate {telling} {data} --to {to} {RATES} {on(tiny_tower)}")
     assert done.exit_code == 0, done.output
     old, new = read_checkpoint(telling), read_checkpoint(to)
     assert old.tensors.keys() == new.tensors.keys()
     assert all(torch.equal(old.tensors[name], new.tensors[name]) for name in old.tensors)
-    assert "data.csv, split val (15 images" in new.metadata.calibration.fitted_on
-    assert "clean and equalised" in new.metadata.calibration.fitted_on
-    assert new.metadata.calibration.slope != old.metadata.calibration.slope
+    before, after = old.metadata.verdicts, new.metadata.verdicts
+    assert "data.csv, split val (15 images" in after.calibrations.all.fitted_on
+    assert "clean and equalised" in after.calibrations.all.fitted_on
+    assert after.calibrations.all.slope != before.calibrations.all.slope
+    assert after.margins == before.margins
     assert new.metadata.training == old.metadata.training
+    assert {"clean", "equalised"} <= new.metadata.evaluation["cross_fitted"].keys()
     out = tmp_path / "report"
-    nsnet("evaluate", to, data, "--to", out, "--conditions", "clean,equalised",
-          "--backbone", tiny_tower, "--dtype", "float32", "--canvases", "all")  # fmt: skip
+    nsnet(
+        f"evaluate {to} {data} --to {out} --conditions clean,equalised --canvases all "
+        f"{on(tiny_tower)}"
+    )
     report = json.loads((out / "report.json").read_text())
     for name in ("clean", "equalised"):
-        found = report["conditions"][name]["overall"]
-        assert found["auc"] > 0.9
-        assert found["real_called_ai"] <= 0.2
-        assert found["verdicts"]["ai"]["real"] <= 0.2
-        said = new.metadata.evaluation["calibrated_on"][name]
-        assert said["verdicts"] == found["verdicts"]
+        figures = report["conditions"][name]["overall"]
+        assert figures["auc"] > 0.9
+        assert figures["real_called_ai"] <= 0.2
+        assert figures["verdicts"]["ai"]["real"] <= 0.2
+
+
+def set_thresholds(metadata: dict[str, Any], cuts: dict[str, float]) -> None:
+    metadata["verdicts"]["thresholds"].update(cuts)
 
 
 def test_calibration_does_not_depend_on_the_thresholds_before(
@@ -128,32 +150,31 @@ def test_calibration_does_not_depend_on_the_thresholds_before(
     """They decide which images are in doubt, and so are looked at in full: here, all must be."""
     from tests.model.test_checkpoint import rewrite
 
-    found = []
+    fitted = []
     for cuts in ({"real_below": 0.0, "ai_above": 1.0}, {"real_below": 0.5, "ai_above": 0.5}):
-        rewrite(telling, metadata=lambda m, cuts=cuts: m["thresholds"].update(cuts))
+        rewrite(telling, metadata=partial(set_thresholds, cuts=cuts))
         to = tmp_path / "calibrated.safetensors"
-        nsnet("calibrate", telling, data, "--to", to, "--accused", "0.2", "--missed", "0.2",
-              "--backbone", tiny_tower, "--dtype", "float32")  # fmt: skip
-        metadata = read_checkpoint(to).metadata
-        found.append((metadata.calibration, metadata.thresholds))
-    assert found[0] == found[1]
+        nsnet(f"calibrate {telling} {data} --to {to} {RATES} {on(tiny_tower)}")
+        fitted.append(read_checkpoint(to).metadata.verdicts)
+    assert fitted[0] == fitted[1]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("line", "message"),
     [
-        (["evaluate", "CHECKPOINT", "none.csv", "--to", "OUT"], "no "),
-        (["evaluate", "none.safetensors", "DATA", "--to", "OUT"], "no checkpoint"),
-        (["evaluate", "CHECKPOINT", "DATA", "--to", "DATA"], "no folder can be made"),
-        (["evaluate", "CHECKPOINT", "DATA", "--to", "OUT", "--conditions", "x"], "no condition"),
-        (["calibrate", "CHECKPOINT", "DATA", "--to", "OUT", "--accused", "2"], "accused is 2"),
+        ("evaluate {checkpoint} none.csv --to {out}", "no "),
+        ("evaluate none.safetensors {data} --to {out}", "no checkpoint"),
+        ("evaluate {checkpoint} {data} --to {data}", "no folder can be made"),
+        ("evaluate {checkpoint} {data} --to {out} --conditions x", "no condition"),
+        ("evaluate {checkpoint} {data} --to {out} --engine int8", "not one of auto"),
+        ("calibrate {checkpoint} {data} --to {out} --accused 2", "accused is 2"),
     ],
 )
 def test_a_mistake_is_one_clear_line(
-    arguments: list[str], message: str, checkpoint: Path, tiny_tower: Path, data: Path
+    line: str, message: str, checkpoint: Path, tiny_tower: Path, data: Path
 ) -> None:
-    places = {"CHECKPOINT": checkpoint, "DATA": data, "OUT": data.parent / "out"}
-    done = nsnet(*(places.get(a, a) for a in arguments), "--backbone", tiny_tower)
+    places = {"checkpoint": checkpoint, "data": data, "out": data.parent / "out"}
+    done = nsnet(f"{line.format(**places)} --backbone {tiny_tower}")
     assert isinstance(done.exception, ModelError)
     assert message in str(done.exception)
     assert "\n" not in str(done.exception)
@@ -162,7 +183,7 @@ def test_a_mistake_is_one_clear_line(
 @pytest.fixture
 def fitted(checkpoint: Path, data: Path) -> Path:
     """The checkpoint, as if it had been trained on the split `val`."""
-    from model.training.manifest import digest, read_manifest
+    from model.data.manifest import digest, read_manifest
     from tests.model.test_checkpoint import rewrite
 
     seen = digest(read_manifest(data, "val"))
@@ -173,7 +194,7 @@ def fitted(checkpoint: Path, data: Path) -> Path:
 def test_calibrating_on_the_training_images_is_refused(
     fitted: Path, tiny_tower: Path, data: Path
 ) -> None:
-    done = nsnet("calibrate", fitted, data, "--to", data.parent / "x", "--backbone", tiny_tower)
+    done = nsnet(f"calibrate {fitted} {data} --to {data.parent / 'x'} {on(tiny_tower)}")
     assert isinstance(done.exception, ModelError)
     assert "trained on these images" in str(done.exception)
 
@@ -187,8 +208,7 @@ def test_evaluating_on_the_training_images_is_said_everywhere(
             lines = data.read_text().splitlines()
             source.write_text("\n".join(lines[:1] + lines[2:]))
         out = tmp_path / source.stem
-        done = nsnet("evaluate", fitted, source, "--to", out, "--conditions", "clean",
-                     "--backbone", tiny_tower, "--dtype", "float32")  # fmt: skip
+        done = nsnet(f"evaluate {fitted} {source} --to {out} --conditions clean {on(tiny_tower)}")
         assert done.exit_code == 0, done.output
         warnings = [line for line in done.stderr.splitlines() if said in line]
         assert len(warnings) == expected

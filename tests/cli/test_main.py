@@ -4,49 +4,33 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from cli.main import main
-from model.backbone import DEFAULT_BACKBONE, fetch
+import model
+from model.tower.sources import DEFAULT_BACKBONE, fetch
+from tests.cli.conftest import ROOT, Here, nsnet
 from tests.images import jpeg
 
-ROOT = Path(__file__).parent.parent.parent
 COMMANDS = (
-    "serve", "settings", "detect", "backbone", "caption", "projector", "train", "calibrate",
-    "evaluate", "ablate", "export", "bench",
-)  # fmt: skip
+    "serve",
+    "settings",
+    "detect",
+    "backbone",
+    "caption",
+    "projector",
+    "train",
+    "calibrate",
+    "evaluate",
+    "ablate",
+    "export",
+    "bench",
+)
 
 
-def nsnet(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments],
-        cwd=ROOT, env=os.environ | {"COLUMNS": "200"} | environment,
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-
-
-Here = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """`nsnet` in this process, for a new one takes seconds to import torch: status and output."""
-    monkeypatch.chdir(ROOT)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["nsnet", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert isinstance(end.value.code, int)
-        return end.value.code, *capsys.readouterr()
-
-    return run
-
-
+@pytest.mark.process
 def test_help_names_every_command() -> None:
     done = nsnet("--help")
     assert done.returncode == 0
@@ -54,6 +38,11 @@ def test_help_names_every_command() -> None:
         assert command in done.stdout
 
 
+def test_the_version_is_the_packages(here: Here) -> None:
+    assert here("--version") == (0, f"nsnet {model.__version__}\n", "")
+
+
+@pytest.mark.process
 def test_settings_shows_values_and_hides_keys() -> None:
     done = nsnet("settings", NSNET_PORT="9001", NSNET_API_KEYS="topsecret")
     assert done.returncode == 0
@@ -72,7 +61,22 @@ def test_settings_shows_values_and_hides_keys() -> None:
         (["bench", "--url", "http://127.0.0.1:1"], {}, "no server answers"),
         (["bench", "--images", "docs"], {}, "no JPEG"),
         (["bench"], {"NSNET_CHECKPOINT": "/none"}, "no checkpoint"),
-        (["train", "none.csv", "--projector", "x", "--to", "y"], {}, "no manifest"),
+        (
+            [
+                "train",
+                "none.csv",
+                "--projector",
+                "x",
+                "--to",
+                "y",
+                "--name",
+                "a",
+                "--version",
+                "1.0.0",
+            ],
+            {},
+            "no manifest",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_a_failure(
@@ -90,12 +94,52 @@ def test_a_mistake_is_one_line_and_a_failure(
     assert len(shown.strip().splitlines()) == 1
 
 
+NAMES_OF_TORCH = """
+import sys
+from cli.main import main
+sys.argv = ["nsnet", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print(sorted(sys.modules.keys() & {"torch", "sklearn", "scipy", "open_clip"}))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", [["serve"], ["detect", "LICENSE"], ["settings"], ["bench"]])
+def test_a_wrong_setting_is_told_before_torch_is_imported(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NAMES_OF_TORCH, *command],
+        cwd=ROOT,
+        env=os.environ | {"NSNET_API_KEY": "secret", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "nsnet: NSNET_API_KEY is no setting; the nearest is NSNET_API_KEYS\n"
+    assert done.stdout == "[]\n"
+
+
+def test_a_checkpoint_has_a_name_and_a_version_from_whoever_trains_it(here: Here) -> None:
+    required = {"--name": "tiny", "--version": "1.0.0"}
+    for left_out in required:
+        given = [part for pair in required.items() if pair[0] != left_out for part in pair]
+        status, _, shown = here("train", "x.csv", "--projector", "p", "--to", "c", *given)
+        assert status == 2
+        assert left_out in shown
+
+
+@pytest.mark.process
 def test_a_mistake_ends_the_process_without_a_traceback() -> None:
     done = nsnet("detect", "pyproject.toml", NSNET_CHECKPOINT="/none")
     assert done.returncode == 1
     assert done.stderr == "nsnet: no checkpoint can be read at /none (NSNET_CHECKPOINT)\n"
 
 
+@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.backbone
 def test_detect_scores_files_and_reports_those_it_cannot_read(tmp_path: Path) -> None:
     """With the real tower and the default checkpoint."""

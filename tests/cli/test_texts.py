@@ -7,15 +7,14 @@ import open_clip
 import pytest
 import torch
 import typer
-from click.testing import Result
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cli.texts import caption, projector
-from model.backbone import encode_texts, load_backbone, random_backbone
 from model.errors import ModelError
-from model.nullspace import PROMPTS, null_space, pull_back, read_projector
+from model.nullspace import PROMPTS, NullSpace, null_space, project, pull_back, read_projector
+from model.tower.sources import encode_texts, load_backbone, random_backbone
 from tests.conftest import TINY
 from tests.images import jpeg
 from tests.model.training.test_captions import save_tiny_blip
@@ -25,8 +24,12 @@ app.command()(caption)
 app.command()(projector)
 
 
-def nsnet(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+def nsnet(line: str) -> Result:
+    return CliRunner().invoke(app, line.split(), catch_exceptions=False)
+
+
+def of(clip: Path) -> str:
+    return f"--backbone {TINY} --weights {clip}"
 
 
 @pytest.fixture(scope="module")
@@ -56,33 +59,39 @@ def test_images_become_captions_and_captions_a_projector(clip: Path, tmp_path: P
         (data / name).write_bytes(jpeg(seed=i))
     (data / "gan/1_fake/d.png").touch()
     to = tmp_path / "captions.txt"
-    done = nsnet("caption", data, "--to", to, "--model", save_tiny_blip(blip), "--batch-size", 3)
+    done = nsnet(f"caption {data} --to {to} --model {save_tiny_blip(blip)} --batch-size 3")
     assert "3 captions, 1 images without" in done.stdout
     lines = to.read_text().splitlines()
     assert [bool(line) for line in lines] == [True, False, True, True]  # d.png is the second
 
     file = tmp_path / "p.safetensors"
-    nsnet("projector", to, "--to", file, "--rank", 1, "--space", "joint",
-          "--backbone", TINY, "--weights", clip)  # fmt: skip
+    nsnet(f"projector {to} --to {file} --rank 1 --space joint {of(clip)}")
     V = encode_texts([line for line in lines if line], TINY, path=clip)
     assert_same(file, V, rank=1)
 
 
 def assert_same(file: Path, V: torch.Tensor, rank: int) -> None:
-    expected = null_space(V, rank=rank).matrix()
-    assert torch.allclose(read_projector(file).null_space.matrix(), expected, atol=1e-4)
+    assert_equal(read_projector(file).null_space, null_space(V, rank=rank))
+
+
+def assert_equal(space: NullSpace, expected: NullSpace) -> None:
+    """The same subspace is removed, whatever its basis."""
+    identity = torch.eye(len(expected.basis))
+    matrices = (project(identity, one.basis) for one in (space, expected))
+    torch.testing.assert_close(*matrices, atol=1e-4, rtol=0)
 
 
 def test_class_names_become_prompts(clip: Path, tmp_path: Path) -> None:
     names = tmp_path / "classes.txt"
     names.write_text("cat\ndog\nkitchen\n")
     file = tmp_path / "p.safetensors"
-    nsnet("projector", names, "--prompts", "--to", file, "--rank", 2, "--space", "joint",
-          "--backbone", TINY, "--weights", clip)  # fmt: skip
-    V = torch.stack([
-        encode_texts([t.format(name) for t in PROMPTS], TINY, path=clip).mean(dim=0)
-        for name in ("cat", "dog", "kitchen")
-    ])  # fmt: skip
+    nsnet(f"projector {names} --prompts --to {file} --rank 2 --space joint {of(clip)}")
+    V = torch.stack(
+        [
+            encode_texts([t.format(name) for t in PROMPTS], TINY, path=clip).mean(dim=0)
+            for name in ("cat", "dog", "kitchen")
+        ]
+    )
     assert_same(file, V, rank=2)
 
 
@@ -91,19 +100,18 @@ def test_blocks_are_the_default_and_the_texts_are_pulled_back(
 ) -> None:
     """Features alone need no text tower: a file of the image tower will do."""
     file = tmp_path / "p.safetensors"
-    done = nsnet("projector", features, features, "--to", file, "--energy", 0.9,
-                 "--backbone", TINY, "--weights", tiny_tower)  # fmt: skip
-    found = read_projector(file)
-    assert (found.space, found.backbone, found.sources) == ("blocks", TINY, ("v.npy", "v.npy"))
-    space = found.null_space
+    done = nsnet(f"projector {features} {features} --to {file} --energy 0.9 {of(tiny_tower)}")
+    stored = read_projector(file)
+    assert (stored.space, stored.backbone, stored.sources) == ("blocks", TINY, ("v.npy", "v.npy"))
+    space = stored.null_space
     assert space.energy >= 0.9 > null_space_of(features, tiny_tower, space.rank - 1).energy
     assert f"rank {space.rank} of 32, energy {space.energy:.4f}" in done.stdout
     assert f"residual {space.residual:.4f}" in done.stdout
     expected = null_space_of(features, tiny_tower, space.rank)
-    assert torch.allclose(space.matrix(), expected.matrix(), atol=1e-4)
+    assert_equal(space, expected)
 
 
-def null_space_of(features: Path, tower: Path, rank: int):  # type: ignore[no-untyped-def]
+def null_space_of(features: Path, tower: Path, rank: int) -> NullSpace:
     V = torch.from_numpy(np.load(features)).float()
     proj = load_backbone(TINY, path=tower).visual.proj
     return null_space(pull_back(torch.cat([V, V]), proj), rank=rank)
@@ -113,8 +121,10 @@ def test_the_scree_plot_shows_the_rank_that_was_chosen(features: Path, tmp_path:
     pictures = []
     for rank in (3, 12):
         plot = tmp_path / "plots" / f"{rank}.png"
-        nsnet("projector", features, "--to", tmp_path / "p.safetensors", "--space", "joint",
-              "--rank", rank, "--plot", plot)  # fmt: skip
+        nsnet(
+            f"projector {features} --to {tmp_path / 'p.safetensors'} --space joint --rank {rank} "
+            f"--plot {plot}"
+        )
         with Image.open(plot) as image:
             assert image.format == "PNG"
             pictures.append(np.asarray(image.convert("RGB")).astype(int))
@@ -142,6 +152,5 @@ def test_a_mistake_is_a_clear_error(
     arguments = [str(tmp_path / a) if "." in a and a[0].isalpha() else a for a in arguments]
     to = tmp_path / "p.safetensors"
     with pytest.raises(ModelError, match=message):
-        nsnet("projector", features, *arguments, "--to", to,
-              "--backbone", TINY, "--weights", tiny_tower)  # fmt: skip
+        nsnet(f"projector {features} {' '.join(arguments)} --to {to} {of(tiny_tower)}")
     assert not to.exists()

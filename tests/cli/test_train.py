@@ -22,24 +22,25 @@ def options(folder: Path, changes: Any, name: str = "default") -> TrainOptions:
 def test_what_options_do_not_name_stays_the_presets(tmp_path: Path) -> None:
     base = preset("default")
     assert _options(None, "default") == base
-    found = options(tmp_path, {"head": {"steps": 300}, "network": {"patches": {"canvases": 4}}})
+    chosen = options(tmp_path, {"head": {"steps": 300}, "views": {"patches": {"canvases": 4}}})
     assert base.head is not None
-    assert found.head == base.head.model_copy(update={"steps": 300})
-    assert found.network.patches == base.network.patches.model_copy(update={"canvases": 4})
-    assert found.network.blocks == base.network.blocks
-    assert found.shares == base.shares
+    assert chosen.head == base.head.model_copy(update={"steps": 300})
+    assert chosen.views.patches == base.views.patches.model_copy(update={"canvases": 4})
+    assert chosen.views.whole_share == base.views.whole_share
+    assert chosen.network == base.network
+    assert chosen.shares == base.shares
 
 
 def test_a_null_replaces_and_is_replaced(tmp_path: Path) -> None:
     changes = {"distil": None, "lora": {"blocks": [4, 5], "rank": 2}, "head": None}
-    found = options(tmp_path, changes)
-    assert found.distil is None
-    assert found.lora == LoraOptions(blocks=(4, 5), rank=2)
-    assert found.head is None
+    chosen = options(tmp_path, changes)
+    assert chosen.distil is None
+    assert chosen.lora == LoraOptions(blocks=(4, 5), rank=2)
+    assert chosen.head is None
     frozen = {"live": False, "lora": None, "head": {"steps": 7}}
-    found = options(tmp_path, frozen, "paper")
-    assert found.lora is None
-    assert found.head == FitOptions(steps=7)
+    chosen = options(tmp_path, frozen, "paper")
+    assert chosen.lora is None
+    assert chosen.head == FitOptions(steps=7)
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", "{", '{"head": {"pace": 1}}'])

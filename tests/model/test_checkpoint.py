@@ -1,24 +1,25 @@
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from model.backbone import load_backbone
-from model.checkpoint import (
-    Calibration,
-    Metadata,
-    build_model,
-    read_checkpoint,
-    save_checkpoint,
-)
+from model.checkpoint import Metadata, build_model, read_checkpoint, save_checkpoint
+from model.detector import DEFAULT_CHECKPOINT, Detector
+from model.engines.ranges import activation_ranges
 from model.errors import CheckpointError
-from model.nsnet import NSNet
-from model.ranges import activation_ranges
-from tests.conftest import TINY
+from model.network import NSNet
+from model.tower.sources import load_backbone
+from model.verdicts import Calibration, Margins
+from model.views.patches import PatchRule
+from model.views.plan import ViewPlan
+from tests.conftest import CPU, TINY
 
 
 def rewrite(
@@ -47,7 +48,8 @@ def test_round_trip_gives_the_same_logits(
     again = build_model(read, tower(tiny_tower, network))
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        assert torch.equal(again(pixels, [2, 1]), network(pixels, [2, 1]))
+        logits = [of.logits(of.tokens(pixels)) for of in (again, network)]
+        assert torch.equal(*logits)
 
 
 def test_lora_deltas_are_merged_at_load(checkpoint: Path, network: NSNet, tiny_tower: Path) -> None:
@@ -62,14 +64,13 @@ def test_lora_deltas_are_merged_at_load(checkpoint: Path, network: NSNet, tiny_t
 def test_one_score_is_as_many_are() -> None:
     calibration = Calibration(slope=1.3, intercept=-0.4, fitted_on="a test")
     logits = [-1e300, -800.0, -40.0, -3.0, 0.0, 2.5, 40.0, 800.0, 1e300]
-    many = calibration.scores(torch.tensor(logits, dtype=torch.double)).tolist()
+    many = calibration.scores(np.array(logits)).tolist()
     assert [calibration.score(logit) for logit in logits] == pytest.approx(many, abs=1e-15)
-    assert calibration.scores(torch.tensor(0.4 / 1.3)) == pytest.approx(0.5)
+    assert calibration.score(0.4 / 1.3) == pytest.approx(0.5)
 
 
 def test_ranges_come_back(network: NSNet, metadata: Metadata, tmp_path: Path) -> None:
-    depth = network.reads[-1]
-    ranges = activation_ranges(network.visual, torch.zeros(1, 3, 64, 64).byte(), depth)
+    ranges = activation_ranges(network.visual, torch.zeros(1, 3, 64, 64).byte(), network.spec)
     path = tmp_path / "ranged.safetensors"
     save_checkpoint(path, network, metadata, ranges=ranges)
     again = read_checkpoint(path)
@@ -109,13 +110,13 @@ def test_wrong_tensors_are_named(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.pop("thresholds"), "thresholds"),
-        (lambda m: m["thresholds"].update(real_below=0.9), "real_below must not exceed"),
-        (lambda m: m["calibration"].update(slope=0.0), "slope"),
-        (lambda m: m["calibration"].update(intercept=float("nan")), "intercept"),
-        (lambda m: m.update(format=2), "format"),
+        (lambda m: m["verdicts"].pop("thresholds"), "thresholds"),
+        (lambda m: m["verdicts"]["thresholds"].update(real_below=0.9), "must not exceed"),
+        (lambda m: m["verdicts"]["calibrations"]["all"].update(slope=0.0), "slope"),
+        (lambda m: m["verdicts"]["calibrations"]["first"].update(intercept=math.nan), "intercept"),
+        (lambda m: m.update(format=3), "format"),
         (lambda m: m.update(surprise=1), "surprise"),
-        (lambda m: m["network"]["patches"].update(patch_size=48), "network.patches"),
+        (lambda m: m["views"]["patches"].update(patch_size=48), "views.patches"),
         (lambda m: m.update(backbone_sha256="short"), "backbone_sha256"),
     ],
 )
@@ -138,3 +139,71 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file({"basis": torch.ones(2)}, plain)
     with pytest.raises(CheckpointError, match="not an NS-Net checkpoint"):
         read_checkpoint(plain)
+
+
+def as_format_1(metadata: dict[str, Any], *, whole: bool) -> None:
+    """What the version before wrote: the views in the network, and one calibration."""
+    rules, views = metadata.pop("verdicts"), metadata.pop("views")
+    patches = views["patches"] | {"whole": whole, "canvases": 2}
+    if whole:
+        patches["patch_size"] = 64
+    metadata["network"] |= {"patches": patches, "whole_share": 0.75}
+    metadata |= {"calibration": rules["calibrations"]["all"], "thresholds": rules["thresholds"]}
+    metadata["format"] = 1
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_format_1_is_read_and_scores_as_it_did(
+    whole: bool, checkpoint: Path, tiny_tower: Path
+) -> None:
+    patches = PatchRule(patch_size=64 if whole else 32, canvas_size=64, canvases=2 - whole)
+    views = ViewPlan(whole=whole, whole_share=0.75, patches=patches)
+    image = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    rewrite(checkpoint, metadata=lambda m: m.update(views=views.model_dump()))
+    expected = Detector.load(checkpoint, runtime=CPU, backbone=tiny_tower).detect([image])
+    rewrite(checkpoint, metadata=lambda m: as_format_1(m, whole=whole))
+    metadata = read_checkpoint(checkpoint).metadata
+    assert (metadata.format, metadata.views) == (2, views)
+    assert metadata.verdicts.calibrations.first == metadata.verdicts.calibrations.all
+    assert metadata.verdicts.margins == Margins(clearing=0.25, accusing=0.75)
+    assert Detector.load(checkpoint, runtime=CPU, backbone=tiny_tower).detect([image]) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("thresholds"), "verdicts"),
+        (lambda m: m["network"]["patches"].update(patch_size=48), "views.patches"),
+        (lambda m: m["network"].pop("backbone"), "network.backbone"),
+        (lambda m: m.update(network=3), "network"),
+    ],
+)
+def test_a_wrong_format_1_names_its_field(
+    change: Callable[[dict[str, Any]], object], message: str, checkpoint: Path
+) -> None:
+    rewrite(checkpoint, metadata=lambda m: as_format_1(m, whole=False))
+    rewrite(checkpoint, metadata=change)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(checkpoint)
+
+
+def test_canvases_are_the_towers_size(checkpoint: Path, network: NSNet, tiny_tower: Path) -> None:
+    rewrite(checkpoint, metadata=lambda m: m["views"]["patches"].update(canvas_size=96))
+    with pytest.raises(CheckpointError, match="96 px"):
+        build_model(read_checkpoint(checkpoint), tower(tiny_tower, network))
+
+
+def test_lora_pairs_that_do_not_fit_each_other_are_a_checkpoint_error(
+    checkpoint: Path, network: NSNet, tiny_tower: Path
+) -> None:
+    """Of two ranks: once a traceback of torch's."""
+    name = "lora.transformer.resblocks.0.mlp.c_fc.weight"
+    pair = {f"{name}.down": torch.randn(2, 32), f"{name}.up": torch.randn(128, 3)}
+    rewrite(checkpoint, lambda t: t.update(pair))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        build_model(read_checkpoint(checkpoint), tower(tiny_tower, network))
+
+
+def test_the_shipped_checkpoint_is_read() -> None:
+    metadata = read_checkpoint(DEFAULT_CHECKPOINT).metadata
+    assert (metadata.name, metadata.views.whole_share) == ("nsnet-vit-b-16", 0.75)

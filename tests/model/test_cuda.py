@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model.detector import Detector
+from model.hardware import Runtime
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -21,23 +22,22 @@ def images() -> list[np.ndarray]:
 
 
 def load(checkpoint: Path, tower: Path, device: str, dtype: str = "float32") -> Detector:
-    return Detector.load(
-        checkpoint, backbone=tower, device=device, dtype=dtype, engine="torch", canvases="all"
-    )
+    runtime = Runtime.resolve(device, dtype, "torch")
+    return Detector.load(checkpoint, backbone=tower, runtime=runtime, canvases="all")
 
 
 def test_a_gpu_scores_as_a_cpu_does(
     checkpoint: Path, tiny_tower: Path, images: list[np.ndarray]
 ) -> None:
-    expected = [found.score for found in load(checkpoint, tiny_tower, "cpu").detect(images)]
+    expected = [answer.score for answer in load(checkpoint, tiny_tower, "cpu").detect(images)]
     gpu = load(checkpoint, tiny_tower, "cuda")
     for count in (1, 3, 70):
-        scores = [found.score for found in gpu.detect(images[:count])]
+        scores = [answer.score for answer in gpu.detect(images[:count])]
         # A whole image is resized in floating point there, in fixed point on a CPU.
         assert scores == pytest.approx(expected[:count], abs=5e-3)
     half = load(checkpoint, tiny_tower, "cuda", "auto")
     assert half.dtype == "bfloat16"
-    scores = [found.score for found in half.detect(images)]
+    scores = [answer.score for answer in half.detect(images)]
     assert scores == pytest.approx(expected, abs=0.05)
 
 
@@ -48,8 +48,8 @@ def test_images_are_prepared_in_threads_while_others_are_scored(
     alone = [detector.detect([image])[0].score for image in images]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
-            prepared = pool.map(detector.prepare, images)
-            pending = [detector.submit([item]) for item in prepared]
-            scores = [found.score for of in pending for found in of.result()]  # type: ignore[union-attr]
+            looks = pool.map(detector.look, images)
+            pending = [detector.submit([look]) for look in looks]
+            scores = [score.value for of in pending for score in of.result()]
             assert scores == pytest.approx(alone, abs=1e-4)
             assert all(of.ready for of in pending)

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from cli.export import export as cli_export
 from model import export
-from model.backbone import load_backbone
 from model.checkpoint import Metadata, read_checkpoint
 from model.detector import Detector
 from model.errors import ModelError
 from model.export import export_onnx
-from tests.conftest import TINY
+from model.tower.sources import load_backbone
+from tests.conftest import CPU, TINY
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the [train] extra")
 pytest.importorskip("onnxscript", reason="needs the [train] extra")
@@ -53,8 +53,10 @@ def test_the_onnx_file_scores_as_the_detector(
     session = onnxruntime.InferenceSession(to)
     (canvases,), (logits,) = session.get_inputs(), session.get_outputs()
     assert (canvases.name, canvases.type, canvases.shape[1:]) == (
-        "canvases", "tensor(uint8)", [3, 64, 64],
-    )  # fmt: skip
+        "canvases",
+        "tensor(uint8)",
+        [3, 64, 64],
+    )
     assert (logits.name, logits.type) == ("logits", "tensor(float)")
 
     props = session.get_modelmeta().custom_metadata_map
@@ -66,14 +68,12 @@ def test_the_onnx_file_scores_as_the_detector(
 
     # From the file alone to the service's score, for an image of several canvases.
     rng = np.random.default_rng(0)
-    detector = Detector.load(
-        tuned, backbone=tiny_tower, device="cpu", dtype="float32", engine="torch", canvases="all"
-    )
+    detector = Detector.load(tuned, backbone=tiny_tower, runtime=CPU, canvases="all")
     for _ in range(3):
         pixels = rng.integers(0, 256, (100, 130, 3), dtype=np.uint8)
-        image = detector.prepare(pixels).canvases.numpy()
+        image = detector.look(pixels).canvases.numpy()
         logit = session.run(["logits"], {"canvases": image})[0].mean()
-        score = float(metadata.calibration.scores(torch.tensor(float(logit))))
+        score = metadata.verdicts.score(float(logit), glance=False)
         assert score == pytest.approx(detector.detect([pixels])[0].score, abs=1e-5)
     assert session.run(None, {"canvases": np.zeros((5, 3, 64, 64), np.uint8)})[0].shape == (5,)
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -49,8 +50,13 @@ class Running:
 
     def metric(self, line: str) -> float:
         text = httpx.get(f"{self.url}/metrics").text
-        found = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
-        return float(found.group(1)) if found else 0.0
+        match = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
+        return float(match.group(1)) if match else 0.0
+
+    def connect(self) -> socket.socket:
+        """A connection for bytes of the test's own."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), timeout=20)
 
 
 @contextlib.contextmanager
@@ -60,7 +66,7 @@ def running(*, load_now: bool = True, cached: bool = False, **settings: Any) -> 
     if load_now:
         loading.set()
 
-    def load(_: Settings) -> Any:
+    def load(_: Settings) -> FakeDetector:
         loading.wait(20)
         return fake
 
@@ -72,10 +78,11 @@ def running(*, load_now: bool = True, cached: bool = False, **settings: Any) -> 
     try:
         eventually(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        found = Running(f"http://127.0.0.1:{port}", fake, app.state.service, loading, server._loop)
+        assert server._loop is not None
+        one = Running(f"http://127.0.0.1:{port}", fake, app.state.service, loading, server._loop)
         if load_now:
-            eventually(lambda: httpx.get(f"{found.url}/readyz").status_code == 200)
-        yield found
+            eventually(lambda: httpx.get(f"{one.url}/readyz").status_code == 200)
+        yield one
     finally:
         loading.set()
         fake.gate.set()
@@ -86,8 +93,8 @@ def running(*, load_now: bool = True, cached: bool = False, **settings: Any) -> 
 
 @pytest.fixture
 def server() -> Iterator[Running]:
-    with running() as found:
-        yield found
+    with running() as one:
+        yield one
 
 
 class Process:
@@ -112,10 +119,8 @@ class Process:
 
     def url(self, seconds: float = 60) -> str:
         """Where it listens."""
-        found = eventually(
-            lambda: re.search(r"running on (http://\S+)", "".join(self.log)), seconds
-        )
-        return str(found.group(1))
+        line = eventually(lambda: re.search(r"running on (http://\S+)", "".join(self.log)), seconds)
+        return str(line.group(1))
 
     def ready(self, seconds: float = 60) -> str:
         url = self.url(seconds)

@@ -4,14 +4,14 @@ import hashlib
 import json
 import tempfile
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
 
 import httpx
-import numpy as np
 import pytest
 from PIL import Image
 
-from model.detector import Prepared
-from tests.fakes import DOUBTFUL, SETTLED, SPOILT
+from tests.fakes import DOUBTFUL, GLANCED, SETTLED, SPOILT
 from tests.images import encoded, jpeg
 from tests.server.conftest import Running, eventually, running
 
@@ -31,14 +31,18 @@ def test_a_multipart_upload_answers_the_contract(server: Running) -> None:
     assert body == {
         "verdict": "ai_generated",
         "score": pytest.approx(0.8),
+        "looks": 1,
         "thresholds": {"real_below": 0.3, "ai_above": 0.7},
         "model": {"name": "fake", "version": "1.2.3", "sha256": "f" * 64},
         "image": {
-            "sha256": hashlib.sha256(data).hexdigest(), "format": "PNG", "width": 80, "height": 70,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "format": "PNG",
+            "width": 80,
+            "height": 70,
         },
         "warnings": [],
         "cached": False,
-    }  # fmt: skip
+    }
     assert answer.headers["Server-Timing"].startswith("decode;dur=")
     assert "server" not in answer.headers
 
@@ -67,8 +71,9 @@ def test_a_threshold_is_one_cut(server: Running) -> None:
 def test_the_request_id_is_the_callers_where_it_is_sane(server: Running) -> None:
     with server.client() as client:
         for given, kept in (("abc-1.2_X", True), ("a b", False), ("x" * 65, False)):
-            answer = client.post("/detect", files={"file": grey(50)},
-                                 headers={"X-Request-ID": given})  # fmt: skip
+            answer = client.post(
+                "/detect", files={"file": grey(50)}, headers={"X-Request-ID": given}
+            )
             assert (answer.headers["X-Request-ID"] == given) is kept
             assert answer.json()["id"] == answer.headers["X-Request-ID"]
 
@@ -89,7 +94,7 @@ def test_a_batch_keeps_order_and_isolates_errors(server: Running) -> None:
 
 
 def test_not_even_debugging_logs_an_image_or_its_name(
-    server: Running, caplog: pytest.LogCaptureFixture
+    server: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = Image.new("RGB", (80, 70))
     exif = image.getexif()
@@ -103,11 +108,11 @@ def test_not_even_debugging_logs_an_image_or_its_name(
         for data in images:
             answer = httpx.post(f"{server.url}/detect", files={"file": ("hidden name", data)})
             assert answer.status_code == 200
-        server.service.model = broken  # type: ignore[assignment]  # a bug, for once
+        monkeypatch.setattr(server.service.desk, "model", broken)  # a bug, for once
         answer = httpx.post(f"{server.url}/detect", files={"file": ("hidden name", images[0])})
         assert answer.status_code == 500
     assert "unexpected RuntimeError" in caplog.text
-    assert "in detect" in caplog.text
+    assert "in answer" in caplog.text
     assert "hidden" not in caplog.text
 
 
@@ -164,7 +169,7 @@ def test_concurrent_uploads_share_forwards(server: Running) -> None:
         thread.join(20)
     assert {v: round(s * 255) for v, s in scores.items()} == {v: v for v in range(100, 112)}
     assert server.fake.batches == [1, 8, 3]
-    eventually(lambda: server.service.admission.taken == 0)
+    eventually(lambda: server.service.places.taken == 0)
 
 
 def test_a_result_is_cached_by_content_and_thresholds_are_not() -> None:
@@ -183,21 +188,65 @@ def test_a_result_is_cached_by_content_and_thresholds_are_not() -> None:
         assert server.metric('nsnet_cache_requests_total{result="hit"}') == 1
 
 
-def test_a_cut_of_the_clients_own_is_judged_by_all_of_the_image(
-    server: Running, monkeypatch: pytest.MonkeyPatch
+def test_a_threshold_changes_neither_the_score_nor_how_often_an_image_is_looked_at(
+    server: Running,
 ) -> None:
-    """What a first look settles for the model's cuts is not settled for another."""
-    asked = []
-    prepare = server.fake.prepare
+    """With a cut of the client's own, every part of the image was looked at: another score."""
+    with server.client() as client:
+        for value, looks in ((GLANCED, 1), (128, 1), (DOUBTFUL, 2)):
+            plain, *cut = (
+                client.post("/detect", params=params, files={"file": grey(value)}).json()
+                for params in ({}, {"threshold": 0.01}, {"threshold": 0.99})
+            )
+            assert plain["looks"] == looks
+            for answer in cut:
+                assert (answer["score"], answer["looks"]) == (plain["score"], looks)
+    assert len(server.fake.batches) == 3 + 3 + 6
 
-    def recorded(pixels: np.ndarray, *, thorough: bool = False) -> Prepared:
-        asked.append(thorough)
-        return prepare(pixels, thorough=thorough)
 
-    monkeypatch.setattr(server.fake, "prepare", recorded)
-    for params in ({}, {"threshold": 0.5}):
-        httpx.post(f"{server.url}/detect", params=params, files={"file": grey(128)})
-    assert asked == [False, True]
+def test_a_threshold_never_accuses_by_one_look_of_several(server: Running) -> None:
+    """What a glance settles for the model's cuts is not settled for another."""
+    for value, verdict in ((GLANCED, "uncertain"), (GLANCED + 1, "ai_generated")):
+        body = httpx.post(
+            f"{server.url}/detect", params={"threshold": 0.1}, files={"file": grey(value)}
+        ).json()
+        assert body["verdict"] == verdict
+        assert body["thresholds"] == {"real_below": 0.1, "ai_above": 0.1}
+    body = httpx.post(
+        f"{server.url}/detect", params={"threshold": 0.5}, files={"file": grey(GLANCED)}
+    ).json()
+    assert body["verdict"] == "real"
+
+
+def test_identical_uploads_at_once_cost_one_forward(server: Running) -> None:
+    """Twelve of them cost twelve, with the cache as without."""
+    server.fake.gate.clear()
+    with ThreadPoolExecutor(13) as pool:
+
+        def post(value: int) -> Future[httpx.Response]:
+            return pool.submit(
+                httpx.post, f"{server.url}/detect", files={"file": grey(value)}, timeout=30
+            )
+
+        blocker = post(20)
+        eventually(server.fake.entered.is_set)
+        # Whoever comes while it is decoded, queued or scored.
+        answers = [post(DOUBTFUL)]
+        eventually(lambda: server.metric("nsnet_queue_depth") == 1)
+        answers += [post(DOUBTFUL) for _ in range(11)]
+        eventually(lambda: server.metric('nsnet_cache_requests_total{result="shared"}') == 11)
+        assert server.service.places.taken == 13
+        server.fake.gate.set()
+        blocker.result().raise_for_status()
+        bodies = [answer.result().json() for answer in answers]
+    assert server.fake.batches == [1, 1, 1]  # the blocker, and two looks at the twelve
+    assert len({body["id"] for body in bodies}) == 12
+    for body in bodies:
+        assert body["cached"] is False
+        assert body["score"] == pytest.approx(SETTLED / 255)
+        assert body["timings_ms"] == bodies[0]["timings_ms"]
+    assert server.metric('nsnet_images_total{outcome="ok"}') == 13
+    eventually(lambda: server.service.places.taken == 0)
 
 
 def test_a_doubtful_image_is_looked_at_twice_and_answered_once(server: Running) -> None:
@@ -207,7 +256,9 @@ def test_a_doubtful_image_is_looked_at_twice_and_answered_once(server: Running) 
         ).json()["results"]
         text = client.get("/metrics").text
     assert doubtful["result"]["score"] == pytest.approx(SETTLED / 255)
+    assert doubtful["result"]["looks"] == 2
     assert settled["result"]["score"] == pytest.approx(128 / 255)
+    assert settled["result"]["looks"] == 1
     assert spoilt["error"]["code"] == "inference_failed"
     for line in (
         'nsnet_images_total{outcome="ok"} 2.0',
@@ -232,7 +283,21 @@ def test_operators_see_state_model_and_metrics(server: Running) -> None:
         assert client.get("/readyz").status_code == 200
         model = client.get("/model").json()
         assert model["limits"]["min_side"] == 64
+        assert model["limits"]["formats"] == [
+            "JPEG",
+            "PNG",
+            "WEBP",
+            "AVIF",
+            "HEIF",
+            "GIF",
+            "TIFF",
+            "BMP",
+        ]
         assert model["backbone"]["name"] == "none"
+        assert model["device"] == "cpu"
+        assert [model[k] for k in ("engine", "precision", "dtype")] == ["fake", "float", "float32"]
+        assert set(model["calibration"]) == {"first", "all"}
+        assert client.get("/openapi.json").json()["info"]["version"] == version("nsnet")
         client.post("/detect", files={"file": grey(204)})
         client.post("/detect", files={"file": b"nothing"})
         client.get("/no/such/route")
@@ -255,7 +320,10 @@ def test_operators_see_state_model_and_metrics(server: Running) -> None:
     ):
         assert line in text
     assert "nsnet_model_load_seconds" in text
-    assert f'sha256="{"f" * 64}"' in text
+    assert (
+        f'nsnet_model_info{{device="cpu",dtype="float32",engine="fake",name="fake",'
+        f'precision="float",sha256="{"f" * 64}",version="1.2.3"}} 1.0'
+    ) in text
 
 
 def test_the_documentation_needs_no_other_host(server: Running) -> None:

@@ -2,19 +2,18 @@
 
 import asyncio
 import contextlib
+import gc
+import itertools
 import json
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
-from app.uploads import Upload
-from model.detector import Prepared
+from app.intake.uploads import Upload
 from tests.fakes import HANG, POISON, STUCK
 from tests.images import jpeg, png_header
 from tests.server.conftest import Process, Running, eventually, running
@@ -36,16 +35,19 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
 
 
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
+FILE = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 
 
 @pytest.mark.parametrize(
     ("request_", "status", "code"),
     [
         ({"content": b"--x\r\nnonsense", "headers": MULTIPART}, 400, "malformed_multipart"),
-        ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, 400,
-         "malformed_multipart"),
-        ({"content": b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nab',
-          "headers": MULTIPART}, 400, "malformed_multipart"),
+        (
+            {"content": b"", "headers": {"Content-Type": "multipart/form-data"}},
+            400,
+            "malformed_multipart",
+        ),
+        ({"content": FILE + b"ab", "headers": MULTIPART}, 400, "malformed_multipart"),
         ({"files": {"other": b"x"}}, 400, "missing_file"),
         ({"files": {"note": (None, "text")}}, 400, "missing_file"),
         ({"files": {"file": b""}}, 400, "empty_file"),
@@ -62,7 +64,7 @@ MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
         ({"files": {"file": grey(1)}, "params": {"threshold": "nan"}}, 422, "validation_error"),
         ({"files": {"file": grey(POISON)}}, 500, "inference_failed"),
     ],
-)  # fmt: skip
+)
 def test_bad_requests(server: Running, request_: dict[str, Any], status: int, code: str) -> None:
     with server.client() as client:
         body = problem(client.post("/detect", **request_), status, code)
@@ -108,30 +110,30 @@ def chunks(total: int) -> Iterator[bytes]:
 def test_bodies_are_counted_as_they_arrive() -> None:
     with running(max_request_bytes=50_000, max_upload_bytes=20_000, max_files=4) as server:
         with server.client() as client:
-            declared = client.post("/detect", content=b"x" * 60_000,
-                                   headers={"Content-Type": "image/png"})  # fmt: skip
+            declared = client.post(
+                "/detect", content=b"x" * 60_000, headers={"Content-Type": "image/png"}
+            )
             problem(declared, 413, "payload_too_large")
             image = client.post("/detect", files={"file": b"\xff" * 30_000})
             problem(image, 413, "payload_too_large")
         # No Content-Length: the count alone stops it, though the sender would go on for 400 MB.
         with server.client() as client, contextlib.suppress(httpx.WriteError):
-            answer = client.post("/detect", content=chunks(400_000_000),
-                                 headers={"Content-Type": "image/png"})  # fmt: skip
+            answer = client.post(
+                "/detect", content=chunks(400_000_000), headers={"Content-Type": "image/png"}
+            )
             problem(answer, 413, "payload_too_large")
-        eventually(lambda: server.service.admission.taken == 0)
+        eventually(lambda: server.service.places.taken == 0)
         assert server.metric('nsnet_rejected_total{reason="payload_too_large"}') == 3
 
 
 def test_one_image_is_never_read_beyond_its_own_limit() -> None:
     with running(max_upload_bytes=20_000) as server:
         for kind in ("image/png", "multipart/form-data; boundary=x"):
-            start = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-            host, port = server.url.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port)), timeout=20) as raw:
+            with server.connect() as raw:
                 raw.sendall(
                     f"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
                     "Content-Length: 1000000\r\n\r\n".encode()
-                    + start
+                    + FILE
                     + b"x" * 100_000
                 )
                 # The rest never comes, and the answer does not wait for it.
@@ -143,16 +145,15 @@ def test_one_image_is_never_read_beyond_its_own_limit() -> None:
 def test_a_batch_takes_places_by_its_size_while_it_arrives() -> None:
     """Else the bodies under way at once were bounded by their number alone."""
     with running(max_upload_bytes=20_000, max_queue=4) as server, server.client() as client:
-        host, port = server.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as raw:
+        with server.connect() as raw:
             raw.sendall(
                 b"POST /detect/batch HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n"
                 b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
             )
-            eventually(lambda: server.service.admission.taken == 3)
+            eventually(lambda: server.service.places.taken == 3)
             two = [("files", bytes(15_000)), ("files", bytes(15_000))]
             problem(client.post("/detect/batch", files=two), 429, "queue_full")
-        eventually(lambda: server.service.admission.taken == 0)
+        eventually(lambda: server.service.places.taken == 0)
 
 
 def test_batches_have_limits_of_their_own() -> None:
@@ -164,7 +165,7 @@ def test_batches_have_limits_of_their_own() -> None:
         assert client.post("/detect/batch", files=four[:2]).json()["summary"]["ok"] == 2
         problem(client.post("/detect/batch", files={"file": grey(1)}), 400, "missing_file")
         problem(client.post("/detect/batch", content=b"x"), 415, "unsupported_media_type")
-        assert server.service.admission.taken == 0
+        assert server.service.places.taken == 0
 
 
 @pytest.mark.parametrize("root_path", ["", "/mounted"])
@@ -174,8 +175,12 @@ def test_keys_guard_detection_but_not_the_probes(root_path: str) -> None:
     with running(api_keys=keys, root_path=root_path) as server, server.client() as client:
         for path in ("/livez", "/readyz", "/metrics", "/docs"):
             assert client.get(path).status_code == 200
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic second"},
-                        {"X-API-Key": "corect horse"}):  # fmt: skip
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "Basic second"},
+            {"X-API-Key": "corect horse"},
+        ):
             answer = client.post("/detect", files={"file": grey(100)}, headers=headers)
             problem(answer, 401, "unauthorized")
             assert answer.headers["WWW-Authenticate"].startswith("Bearer")
@@ -200,7 +205,7 @@ def test_a_request_that_finds_the_queue_full_costs_nothing_of_the_rate() -> None
     with running(rate_limit_per_minute=2, max_queue=1) as server, server.client() as client:
         server.fake.gate.clear()
         one = Posting(server)
-        eventually(lambda: server.service.admission.taken == 1)
+        eventually(lambda: server.service.places.taken == 1)
         problem(client.post("/detect", files={"file": grey(1)}), 429, "queue_full")
         server.fake.gate.set()
         assert one.result().status_code == 200
@@ -229,14 +234,14 @@ def test_a_full_queue_sheds_at_once_and_counts_every_image_of_a_request() -> Non
     with running(max_queue=3) as server, server.client() as client:
         server.fake.gate.clear()
         two = Posting(server, "/detect/batch", files=[("files", grey(i)) for i in (100, 101)])
-        eventually(lambda: server.service.admission.taken == 2)
+        eventually(lambda: server.service.places.taken == 2)
         began = time.monotonic()
         answer = client.post("/detect/batch", files=[("files", grey(i)) for i in (1, 2)])
         assert time.monotonic() - began < 5
         problem(answer, 429, "queue_full")
         assert client.get("/readyz").status_code == 200  # busy is not broken
         one = Posting(server)
-        eventually(lambda: server.service.admission.taken == 3)
+        eventually(lambda: server.service.places.taken == 3)
         problem(client.post("/detect", files={"file": grey(100)}), 429, "queue_full")
         server.fake.gate.set()
         assert one.result().status_code == 200
@@ -250,19 +255,20 @@ def test_a_deadline_answers_504_and_frees_the_place() -> None:
         problem(client.post("/detect", files={"file": grey(100)}), 504, "deadline_exceeded")
         batch = client.post("/detect/batch", files=[("files", grey(100))]).json()
         assert batch["results"][0]["error"]["code"] == "deadline_exceeded"
-        assert server.service.admission.taken == 0
+        assert server.service.places.taken == 0
         server.fake.gate.set()
         eventually(lambda: client.post("/detect", files={"file": grey(1)}).status_code == 200)
 
 
 def test_a_slow_upload_ends_at_the_deadline() -> None:
     with running(deadline_s=0.5) as server:
-        host, port = server.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=20) as raw:
-            raw.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
-                        b"Content-Length: 1000\r\n\r\nhalf")  # fmt: skip
+        with server.connect() as raw:
+            raw.sendall(
+                b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+                b"Content-Length: 1000\r\n\r\nhalf"
+            )
             assert b" 504 " in raw.recv(4096)
-        eventually(lambda: server.service.admission.taken == 0)
+        eventually(lambda: server.service.places.taken == 0)
 
 
 @pytest.mark.parametrize("path", ["/detect", "/detect/batch"])
@@ -271,32 +277,76 @@ def test_a_client_that_leaves_frees_its_place(server: Running, path: str, accept
     server.fake.gate.clear()
     blocker = Posting(server)
     eventually(server.fake.entered.is_set)
-    field = "file" if path == "/detect" else "files"
-    body = httpx.Request("POST", server.url + path, files={field: grey(200)}).read()
-    boundary = body[2 : body.index(b"\r\n")].decode()
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as raw:
-        raw.sendall(
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n"
-            f"Content-Type: multipart/form-data; boundary={boundary}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        eventually(lambda: server.service.admission.taken == 2)
-    eventually(lambda: server.service.admission.taken == 1)
+    with server.connect() as raw:
+        raw.sendall(form(server, path, [grey(200)], accept))
+        eventually(lambda: server.service.places.taken == 2)
+    eventually(lambda: server.service.places.taken == 1)
     server.fake.gate.set()
     assert blocker.result().status_code == 200
     eventually(lambda: server.metric('nsnet_images_total{outcome="cancelled"}') == 1)
     assert server.fake.batches == [1]  # the image nobody waited for was never scored
 
 
+def form(server: Running, path: str, images: Sequence[bytes], accept: str = "*/*") -> bytes:
+    """A whole request, for a client that sends it and leaves."""
+    field = "file" if path == "/detect" else "files"
+    request = httpx.Request("POST", server.url + path, files=[(field, data) for data in images])
+    body = request.read()
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n"
+        f"Content-Type: {request.headers['Content-Type']}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+
+
+def test_of_clients_that_left_no_image_is_held(caplog: pytest.LogCaptureFixture) -> None:
+    """300 had left, their places were free, and 265 images lay in the queue with their tensors."""
+    with running(max_queue=400) as server:
+        server.fake.gate.clear()
+        blocker = Posting(server)
+        eventually(server.fake.entered.is_set)
+        images = [grey(120, (80 + index, 70)) for index in range(300)]
+        leaving = [server.connect() for _ in range(10)]
+        for index, raw in enumerate(leaving):
+            raw.sendall(form(server, "/detect/batch", images[index::10]))
+        eventually(lambda: server.metric("nsnet_queue_depth") == 300)
+        for raw in leaving:
+            raw.close()
+        eventually(lambda: server.service.places.taken == 1)
+        eventually(lambda: server.metric("nsnet_queue_depth") == 0)
+        server.fake.gate.set()
+        assert blocker.result().status_code == 200
+        assert server.fake.batches == [1]
+        assert server.metric('nsnet_images_total{outcome="cancelled"}') == 300
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+def test_of_identical_uploads_the_first_to_leave_cancels_no_other(server: Running) -> None:
+    server.fake.gate.clear()
+    blocker = Posting(server)
+    eventually(server.fake.entered.is_set)
+    with server.connect() as raw:
+        raw.sendall(form(server, "/detect", [grey(200)]))
+        eventually(lambda: server.metric("nsnet_queue_depth") == 1)
+        others = [Posting(server, files={"file": grey(200)}) for _ in range(3)]
+        eventually(lambda: server.metric('nsnet_cache_requests_total{result="shared"}') == 3)
+    eventually(lambda: server.service.places.taken == 4)
+    server.fake.gate.set()
+    assert blocker.result().status_code == 200
+    assert [one.result().json()["verdict"] for one in others] == ["ai_generated"] * 3
+    assert server.fake.batches == [1, 1]
+
+
 def test_a_client_that_leaves_during_its_upload_costs_nothing(server: Running) -> None:
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as raw:
-        raw.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
-                    b"Content-Length: 1000\r\n\r\nhalf")  # fmt: skip
-        eventually(lambda: server.service.admission.taken == 1)
-    eventually(lambda: server.service.admission.taken == 0)
+    with server.connect() as raw:
+        raw.sendall(
+            b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            b"Content-Length: 1000\r\n\r\nhalf"
+        )
+        eventually(lambda: server.service.places.taken == 1)
+    eventually(lambda: server.service.places.taken == 0)
 
 
 def test_before_the_model_is_loaded_the_process_lives_but_takes_no_work() -> None:
@@ -321,6 +371,8 @@ def test_a_dead_device_fails_the_probes_and_hangs_nobody(server: Running) -> Non
         problem(client.post("/detect", files={"file": grey(1)}), 503, "not_ready")
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_sigterm_fails_readiness_refuses_new_work_and_loses_none(
     process: Callable[..., Process],
 ) -> None:
@@ -345,6 +397,8 @@ def test_sigterm_fails_readiness_refuses_new_work_and_loses_none(
     assert server.exit_status() == 0
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_line(
     process: Callable[..., Process],
 ) -> None:
@@ -355,6 +409,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_line(
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_sigterm_does_not_wait_for_a_model_being_loaded(process: Callable[..., Process]) -> None:
     server = process(FAKE_LOAD="hang")
     assert httpx.get(f"{server.url()}/livez").status_code == 200
@@ -362,6 +418,8 @@ def test_sigterm_does_not_wait_for_a_model_being_loaded(process: Callable[..., P
     assert server.exit_status(20) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_hung_device_does_not_hold_up_the_end(process: Callable[..., Process]) -> None:
     server = process(NSNET_DRAIN_TIMEOUT_S="1")
     url = server.ready()
@@ -385,7 +443,7 @@ def test_a_decoder_that_hangs_fails_liveness_in_the_end(monkeypatch: pytest.Monk
     monkeypatch.setattr("app.service.Service._stuck_after_s", 1.0)
     stuck = threading.Event()
     with running(deadline_s=0.3) as server, server.client() as client:
-        monkeypatch.setattr(server.fake, "prepare", lambda *_, **__: stuck.wait(20))
+        server.fake.before_look = lambda _: stuck.wait(20)
         problem(client.post("/detect", files={"file": grey(20)}), 504, "deadline_exceeded")
         assert client.get("/livez").status_code == 200
         eventually(lambda: client.get("/livez").status_code == 503)
@@ -394,6 +452,8 @@ def test_a_decoder_that_hangs_fails_liveness_in_the_end(monkeypatch: pytest.Monk
         eventually(lambda: client.get("/livez").status_code == 200)
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_hung_decoder_does_not_hold_up_the_end(process: Callable[..., Process]) -> None:
     server = process(NSNET_DRAIN_TIMEOUT_S="1", NSNET_DEADLINE_S="0.5")
     url = server.ready()
@@ -404,67 +464,64 @@ def test_a_hung_decoder_does_not_hold_up_the_end(process: Callable[..., Process]
     assert "Application shutdown complete" in "".join(server.log)
 
 
-def test_what_nobody_waits_for_is_let_go_behind_busy_decoders() -> None:
+def test_what_nobody_waits_for_is_let_go_behind_busy_decoders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Abandoned uploads piled up in the decoders' queue, their places long free."""
     stuck = threading.Event()
+    held: list[Upload] = []
+    moved = Upload.moved
+
+    def watched(upload: Upload) -> Upload:
+        held.append(moved(upload))
+        return held[-1]
+
+    monkeypatch.setattr(Upload, "moved", watched)
     with running(deadline_s=0.3, decode_workers=1) as server, server.client() as client:
-        server.fake.prepare = lambda *_, **__: stuck.wait(20)  # type: ignore[method-assign]
-        held: list[Upload] = []
-        take = Upload.discard
-
-        def discard(upload: Upload) -> None:
-            take(upload)
-            held.append(upload)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Upload, "discard", discard)
-            for _ in range(3):
-                problem(client.post("/detect", files={"file": grey(20)}), 504, "deadline_exceeded")
-            eventually(lambda: server.service.admission.taken == 0)
-        assert [upload.take() for upload in held] == [b""] * len(held)
-        assert len({id(upload) for upload in held}) == 3
+        server.fake.before_look = lambda _: stuck.wait(20)
+        for _ in range(3):
+            problem(client.post("/detect", files={"file": grey(20)}), 504, "deadline_exceeded")
+        eventually(lambda: server.service.places.taken == 0)
+        assert [upload.take() for upload in held] == [b""] * 3
         stuck.set()
 
 
-def test_a_bug_in_one_image_is_that_images_alone(
-    server: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_in_one_image_is_that_images_alone(server: Running) -> None:
     """Its batch was answered 500 at once, and the others went on without their places."""
-    whole = server.fake.prepare
 
-    def prepare(pixels: np.ndarray, *, thorough: bool = False) -> Prepared:
-        if round(pixels.mean()) == 70:
+    def look(grey: int) -> None:
+        if grey == 70:
             raise RuntimeError("this text must never reach a client")
-        return whole(pixels, thorough=thorough)
 
-    monkeypatch.setattr(server.fake, "prepare", prepare)
+    server.fake.before_look = look
     files = [("files", grey(value)) for value in (20, 70, 30)]
     with server.client() as client:
         problem(client.post("/detect", files={"file": grey(70)}), 500, "internal_error")
-        found = client.post("/detect/batch", files=files).json()
-        assert [item["status"] for item in found["results"]] == ["ok", "error", "ok"]
-        assert found["results"][1]["error"]["code"] == "internal_error"
+        batch = client.post("/detect/batch", files=files).json()
+        assert [item["status"] for item in batch["results"]] == ["ok", "error", "ok"]
+        assert batch["results"][1]["error"]["code"] == "internal_error"
         lines = client.post(
-            "/detect/batch", files=files,
+            "/detect/batch",
+            files=files,
             headers={"Accept": "application/json;q=0.5, Application/X-NDJSON"},
-        ).text.splitlines()  # fmt: skip
+        ).text.splitlines()
         assert json.loads(lines[-1])["summary"] == {"ok": 2, "error": 1}
-    eventually(lambda: server.service.admission.taken == 0)
+    eventually(lambda: server.service.places.taken == 0)
     assert server.metric('nsnet_images_total{outcome="error"}') == 3
     assert server.metric('nsnet_images_total{outcome="cancelled"}') == 0
     assert server.metric('nsnet_rejected_total{reason="internal_error"}') == 3
 
 
 def test_a_form_in_a_charset_that_is_no_text_is_the_clients_error(server: Running) -> None:
-    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     answer = httpx.post(
         f"{server.url}/detect",
-        content=head + grey(20) + b"\r\n--x--\r\n",
+        content=FILE + grey(20) + b"\r\n--x--\r\n",
         headers={"Content-Type": "multipart/form-data; boundary=x; charset=undefined"},
     )
     problem(answer, 400, "malformed_multipart")
 
 
+@pytest.mark.process
 def test_a_wrong_setting_ends_the_process_with_one_line(process: Callable[..., Process]) -> None:
     server = process(fake=False, NSNET_MAX_BATCH="many")
     assert server.exit_status(60) == 1
@@ -473,17 +530,24 @@ def test_a_wrong_setting_ends_the_process_with_one_line(process: Callable[..., P
     assert "Traceback" not in log
 
 
+def numbered(image: bytes) -> Iterator[bytes]:
+    """The image again and again, no two files the same: decoders stop at its end."""
+    for number in itertools.count():
+        yield image + number.to_bytes(4)
+
+
 def test_the_loop_stays_free_while_images_are_decoded_and_scored() -> None:
     """Decoding on the event loop put the health check's median at 735 ms elsewhere."""
     with running(max_queue=64) as server, server.client() as probe:
-        server.fake.prepare_s = 0.05
-        data = jpeg(2000, 1500)
+        server.fake.before_look = lambda _: time.sleep(0.05)
+        images = numbered(jpeg(2000, 1500))
         load = [
-            Posting(server, "/detect/batch", files=[("files", data)] * 4) for _ in range(4)
+            Posting(server, "/detect/batch", files=[("files", next(images)) for _ in range(4)])
+            for _ in range(4)
         ]  # 16 images of 3 megapixels
-        eventually(lambda: server.service.admission.taken > 4)
+        eventually(lambda: server.service.places.taken > 4)
         laps = []
-        while server.service.admission.taken > 0:
+        while server.service.places.taken > 0:
             began = time.monotonic()
             assert probe.get("/livez").status_code == 200
             laps.append(time.monotonic() - began)
@@ -498,8 +562,8 @@ def test_nothing_holds_the_loop_longer_than_20_ms() -> None:
     Counted in the loop thread's own CPU time, which a busy machine leaves alone. A virtual one may
     be charged for what its host took: that does not happen three times, a hold of ours does.
     """
-    large = jpeg(4000, 3000)
-    heavy = jpeg(300, 300) + bytes(19_000_000)  # decoders stop at its end; reading does not
+    large = numbered(jpeg(4000, 3000))
+    heavy = numbered(jpeg(300, 300) + bytes(19_000_000))
     with running(max_queue=64) as server:
 
         def longest() -> float:
@@ -515,11 +579,15 @@ def test_nothing_holds_the_loop_longer_than_20_ms() -> None:
 
             watching = asyncio.run_coroutine_threadsafe(watch(), server.loop)
             load = [
-                Posting(server, "/detect/batch", files=[("files", large)] * 4 + [("files", heavy)])
+                Posting(
+                    server,
+                    "/detect/batch",
+                    files=[("files", next(one)) for one in (large, large, large, large, heavy)],
+                )
                 for _ in range(2)
             ]
-            load += [Posting(server, "/detect", files={"file": large}) for _ in range(4)]
-            load += [Posting(server, "/detect", files={"file": heavy}) for _ in range(8)]
+            load += [Posting(server, "/detect", files={"file": next(large)}) for _ in range(4)]
+            load += [Posting(server, "/detect", files={"file": next(heavy)}) for _ in range(8)]
             assert all(posting.result().status_code == 200 for posting in load)
             watching.cancel()
             assert len(held) > 100

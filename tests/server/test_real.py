@@ -10,16 +10,16 @@ import pytest
 import skimage
 from PIL import Image
 
-from app.settings import DEFAULT_CHECKPOINT, load_settings
-from model.backbone import fetch
 from model.checkpoint import read_checkpoint
-from model.detector import Detector
+from model.detector import DEFAULT_CHECKPOINT, Detector
+from model.hardware import Runtime
+from model.tower.sources import fetch
 from tests.server.conftest import Process
 
 # Freely licensed photographs that scikit-image ships.
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
-pytestmark = pytest.mark.backbone
+pytestmark = [pytest.mark.backbone, pytest.mark.process, pytest.mark.slow]
 
 
 def test_real_photographs_are_not_accused(process: Callable[..., Process]) -> None:
@@ -34,7 +34,7 @@ def test_real_photographs_are_not_accused(process: Callable[..., Process]) -> No
             body = answer.json()
             assert body["verdict"] in ("real", "uncertain"), name
             assert body["model"]["name"] == metadata.name == "nsnet-vit-b-16"
-            assert body["thresholds"]["ai_above"] == metadata.thresholds.ai_above
+            assert body["thresholds"]["ai_above"] == metadata.verdicts.thresholds.ai_above
         model = client.get("/model").json()
     assert model["evaluation"] == metadata.evaluation
     assert model["backbone"]["sha256"] == metadata.backbone_sha256
@@ -47,6 +47,6 @@ def test_http_and_the_detector_agree(process: Callable[..., Process]) -> None:
     Image.fromarray(pixels).save(buffer, "PNG")
     url = process(fake=False, NSNET_DTYPE="float32").ready()
     answer = httpx.post(f"{url}/detect", files={"file": buffer.getvalue()}, timeout=60)
-    detector = Detector.load(load_settings().checkpoint, dtype="float32")
+    detector = Detector.load(runtime=Runtime.resolve(dtype="float32"))
     assert answer.json()["score"] == pytest.approx(detector.detect([pixels])[0].score, abs=1e-4)
     assert detector.backbone_sha256 == read_checkpoint(DEFAULT_CHECKPOINT).metadata.backbone_sha256

@@ -5,47 +5,49 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.checkpoint import Metadata
+from model.data.degrade import CONDITIONS
+from model.data.manifest import AI, REAL, Row, digest, read_dataset
 from model.detector import Detector
 from model.errors import ModelError
-from model.evaluation.conditions import CONDITIONS
-from model.evaluation.evaluate import evaluate
-from model.evaluation.report import build_report, overall_table, to_markdown
-from model.nsnet import NSNetConfig
-from model.training.manifest import AI, REAL, Row
-from tests.conftest import RULE, TINY
+from model.evaluation.evaluate import evaluate, trained_on
+from model.evaluation.report import build_report, summary, to_markdown
+from model.images import read_picture
+from tests.conftest import CPU
 from tests.images import photo
 
 
 @pytest.fixture
-def config() -> NSNetConfig:
-    return NSNetConfig(backbone=TINY, features="joint", hidden=8, patches=RULE)
-
-
-@pytest.fixture
-def detector(checkpoint: Path, tiny_tower: Path) -> Detector:
-    return Detector.load(checkpoint, backbone=tiny_tower, device="cpu", dtype="float32")
-
-
-@pytest.fixture
 def rows(tmp_path: Path) -> list[Row]:
-    found = []
+    rows = []
     for index in range(20):
         path = tmp_path / f"{index}.png"
         photo(100, 90, index).save(path)
-        found.append(Row(path, index % 2, ("camera", "flux")[index % 2], "r"))
-    return found
+        rows.append(Row(path, index % 2, ("camera", "flux")[index % 2], "r"))
+    return rows
 
 
 def test_scores_are_those_of_the_detector(rows: list[Row], detector: Detector) -> None:
-    scored = evaluate(rows, detector)
-    assert list(scored) == list(CONDITIONS)
-    clean = scored["clean"]
+    predictions = evaluate(rows, detector)
+    assert list(predictions) == list(CONDITIONS)
+    clean = predictions["clean"]
     assert clean.rows == rows
     alone = [detector.detect([np.asarray(Image.open(row.path))])[0] for row in rows]
-    assert clean.scores == pytest.approx([found.score for found in alone], abs=1e-5)
-    assert clean.verdicts == [found.verdict for found in alone]
+    assert clean.scores == pytest.approx([detection.score for detection in alone], abs=1e-5)
+    assert clean.verdicts == [detection.verdict for detection in alone]
     assert clean.labels.tolist() == [REAL, AI] * 10
-    assert not np.allclose(scored["jpeg40"].scores, clean.scores)
+    assert not np.allclose(predictions["jpeg40"].scores, clean.scores)
+
+
+def test_images_are_looked_at_as_often_as_in_service(
+    toned: list[Row], telling: Path, tiny_tower: Path
+) -> None:
+    detector = Detector.load(telling, backbone=tiny_tower, runtime=CPU)
+    scores = detector.predict([detector.look(read_picture(row.path).pixels) for row in toned])
+    assert {score.glance for score in scores} == {True, False}
+    clean = evaluate(toned, detector, conditions=["clean"])["clean"]
+    assert clean.scores == pytest.approx([score.value for score in scores], abs=1e-5)
+    assert clean.verdicts == [detector.verdict(score) for score in scores]
 
 
 def test_a_copy_does_not_depend_on_the_rest_of_the_set(rows: list[Row], detector: Detector) -> None:
@@ -54,20 +56,38 @@ def test_a_copy_does_not_depend_on_the_rest_of_the_set(rows: list[Row], detector
     assert part.scores == pytest.approx(whole.scores[7:], abs=1e-5)
 
 
-def test_what_cannot_be_used_is_counted(
+def test_what_the_service_reads_is_evaluated(tmp_path: Path, detector: Detector) -> None:
+    """HEIC and AVIF, which a folder used to be read without, uncounted."""
+    for name in ("0_real/a.heic", "0_real/b.avif", "1_fake/c.png", "1_fake/d.HEIC"):
+        path = tmp_path / "gan" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(100, 90).save(path, {"heic": "HEIF"}.get(path.suffix[1:].lower()))
+    rows = read_dataset(tmp_path)
+    assert len(rows) == 4
+    for part in evaluate(rows, detector, conditions=["clean", "jpeg60"]).values():
+        assert part.rows == rows
+        assert part.skipped == {}
+
+
+def test_what_cannot_be_used_is_counted_by_its_reason(
     rows: list[Row], detector: Detector, tmp_path: Path
 ) -> None:
-    small, broken = tmp_path / "small.png", tmp_path / "broken.png"
+    small, broken, text = (tmp_path / name for name in ("small.png", "broken.png", "text.png"))
     photo(40, 90).save(small)  # large enough itself, half of it is not
     broken.write_bytes(rows[0].path.read_bytes()[:500])
-    extra = [Row(path, REAL, "camera", "r") for path in (small, broken, tmp_path / "none.png")]
-    scored = evaluate([*extra, *rows], detector, conditions=["clean", "resize50"])
-    assert scored["clean"].skipped == {"unreadable": 2}
-    assert scored["clean"].rows == [extra[0], *rows]
-    assert scored["resize50"].skipped == {"unreadable": 2, "too_small": 1}
-    assert scored["resize50"].rows == rows
-    report = build_report(rows, scored, detector, data="a set", command="nsnet", seen=False)
-    assert "resize50: 1 too small, 2 unreadable" in to_markdown(report)
+    text.write_text("no image")
+    extra = [Row(p, REAL, "camera", "r") for p in (small, broken, text, tmp_path / "none.png")]
+    predictions = evaluate([*extra, *rows], detector, conditions=["clean", "resize50"])
+    unread = {"corrupt_image": 1, "unreadable": 1, "unsupported_media_type": 1}
+    assert predictions["clean"].skipped == unread
+    assert predictions["clean"].rows == [extra[0], *rows]
+    assert predictions["resize50"].skipped == {**unread, "image_too_small": 1}
+    assert predictions["resize50"].rows == rows
+    report = build_report(rows, predictions, detector, data="a set", command="nsnet", seen=False)
+    assert (
+        "resize50: 1 corrupt image, 1 image too small, 1 unreadable, 1 unsupported media type"
+        in to_markdown(report)
+    )
 
 
 def test_mistakes_are_one_line(detector: Detector, rows: list[Row], tmp_path: Path) -> None:
@@ -78,10 +98,26 @@ def test_mistakes_are_one_line(detector: Detector, rows: list[Row], tmp_path: Pa
         evaluate(missing, detector, conditions=["clean"])
 
 
+def test_a_condition_is_a_row_of_its_list(
+    rows: list[Row], detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONDITIONS, "upside down", lambda image, _: image.rotate(180))
+    predictions = evaluate(rows, detector, conditions=["upside down"])
+    report = build_report(rows, predictions, detector, data="a set", command="nsnet", seen=False)
+    assert "### upside down" in to_markdown(report)
+
+
+def test_whether_a_checkpoint_has_seen_the_images(rows: list[Row], metadata: Metadata) -> None:
+    training = metadata.training.model_copy(update={"data_sha256": digest(rows)})
+    seen = metadata.model_copy(update={"training": training})
+    assert trained_on(seen, rows)
+    assert not trained_on(seen, rows[1:])
+
+
 def test_the_report_says_what_was_judged(rows: list[Row], detector: Detector) -> None:
-    scored = evaluate(rows, detector, conditions=["clean", "jpeg60"])
+    predictions = evaluate(rows, detector, conditions=["clean", "jpeg60"])
     report = build_report(
-        rows, scored, detector, data="a set", command="nsnet evaluate x", seen=False
+        rows, predictions, detector, data="a set", command="nsnet evaluate x", seen=False
     )
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["data"]["images"] == {"real": 10, "ai": 10}
@@ -91,11 +127,12 @@ def test_the_report_says_what_was_judged(rows: list[Row], detector: Detector) ->
         detector.sha256,
         "nsnet evaluate x",
         "10 photographs of 1 groups",
+        "run by torch, products in float32, all else in float32, on cpu, adaptive canvases",
         "| flux |",
         "photographs: ai_generated",
     ):
         assert said in text
-    header, cells = overall_table(report)
+    header, cells = summary(report)
     assert [row[0] for row in cells] == ["clean", "jpeg60"]
     assert all(len(row) == len(header) for row in cells)
     auc = report["conditions"]["clean"]["overall"]["auc"]

@@ -5,47 +5,61 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from accelerate import Accelerator
 from pydantic import ValidationError
 
+from model.data.manifest import read_manifest
 from model.errors import ModelError
-from model.nsnet import NSNetConfig
+from model.network import NSNetConfig
 from model.training.ablation import ablate, variants
 from model.training.lora import LoraOptions
-from model.training.manifest import read_manifest
 from model.training.options import TrainOptions, preset
 from model.training.trainer import FitOptions
-from tests.conftest import RULE, TINY
+from tests.conftest import CPU, PLAN, TINY
 from tests.model.training.toy import toy_images
 
-NETWORK = NSNetConfig(backbone=TINY, features="blocks", blocks=(3,), hidden=8, patches=RULE)
+NETWORK = NSNetConfig(backbone=TINY, features="blocks", blocks=(3,), hidden=8)
 FIT = FitOptions(steps=60, batch_size=16, learning_rate=1e-2, ema=0.5)
 BASE = TrainOptions(
-    network=NETWORK, head=FIT, lora=LoraOptions(blocks=(2, 3), rank=2), lora_fit=FIT,
-    degraded=1, folds=2, measured_folds=1,
-)  # fmt: skip
+    network=NETWORK,
+    views=PLAN,
+    head=FIT,
+    lora=LoraOptions(blocks=(2, 3), rank=2),
+    lora_fit=FIT,
+    degraded=1,
+    folds=2,
+    measured_folds=1,
+)
 
 
 def test_the_chosen_sections_are_trained_and_tabled(
     tmp_path: Path, tiny_tower: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.backbone.cached_path", lambda *_: tiny_tower)
+    monkeypatch.setattr("model.tower.sources.cached_path", lambda *_: tiny_tower)
     texts = tmp_path / "texts.npy"
     np.save(texts, np.random.default_rng(0).normal(size=(60, 24)).astype(np.float32))
     rows = read_manifest(toy_images(tmp_path, 32), "train")
     table = ablate(
-        rows, [texts], BASE, tmp_path / "out", command="a test", cache=tmp_path / "cache",
-        dtype=torch.float32, engine="torch", accelerator=Accelerator(cpu=True),
-        only=["tower"], rank=4,
-    )  # fmt: skip
+        rows,
+        [texts],
+        BASE,
+        tmp_path / "out",
+        command="a test",
+        cache=tmp_path / "cache",
+        runtime=CPU,
+        accelerator=Accelerator(cpu=True),
+        only=["tower"],
+        rank=4,
+    )
     assert table.startswith("32 images, 1 of 2 folds of left-out groups;")
     assert (tmp_path / "out/ablation.md").read_text() == table
-    found = json.loads((tmp_path / "out/ablation.json").read_text())
-    assert [row["name"] for row in found["rows"]] == ["frozen", "LoRA on blocks (2, 3)"]
-    for row in found["rows"]:
-        assert row["clean"]["auc"] > 0.75  # chance is 0.5
-        assert f"{row['clean']['auc']:.3f} (" in table
+    results = json.loads((tmp_path / "out/ablation.json").read_text())
+    assert [row["name"] for row in results["rows"]] == ["frozen", "LoRA on blocks (2, 3)"]
+    for row in results["rows"]:
+        clean = row["clean"]
+        assert clean["auc"] > 0.75  # chance is 0.5
+        low, high = clean["auc_95"]
+        assert f"| {100 * clean['auc']:.1f} ({100 * low:.1f}-{100 * high:.1f}) |" in table
 
 
 @pytest.mark.parametrize(
@@ -56,9 +70,15 @@ def test_options_that_fit_no_head_are_refused_before_anything_is_trained(
 ) -> None:
     with pytest.raises(ModelError, match="live, or head = null, trains none"):
         ablate(
-            [], [], options, tmp_path, command="a test", cache=tmp_path, dtype=torch.float32,
-            engine="torch", accelerator=Accelerator(cpu=True),
-        )  # fmt: skip
+            [],
+            [],
+            options,
+            tmp_path,
+            command="a test",
+            cache=tmp_path,
+            runtime=CPU,
+            accelerator=Accelerator(cpu=True),
+        )
 
 
 def test_every_variant_is_consistent() -> None:
@@ -79,5 +99,23 @@ def test_every_comparison_holds_what_is_shipped() -> None:
     assert len(set(names)) == len(names)
     frozen = BASE.model_copy(update={"lora": None})
     for section in ("null space", "training copies", "tower"):
-        assert any(row.options == frozen and row.rank == 64 for row in rows
-                   if row.section == section)  # fmt: skip
+        compared = [row for row in rows if row.section == section]
+        assert any(row.options == frozen and row.rank == 64 for row in compared)
+
+
+def test_views_are_compared_with_and_without_the_whole_image() -> None:
+    rows = {(row.section, row.name): row for row in variants(preset("default"), 64)}
+    resized = rows["input", "whole image, resized"].options.views
+    assert (resized.whole, resized.canvases) == (True, 1)
+    crop = rows["input", "native centre crop"].options.views
+    assert (crop.whole, crop.canvases, crop.patches.candidates) == (False, 1, 1)
+    for name, canvases in (("2 native", 2), ("the whole image and 2 native", 3)):
+        row = rows["canvases averaged", name]
+        assert row.canvases == canvases
+        assert row.options.views.canvases == 4 + row.options.views.whole
+    shares = [
+        row.options.views.whole_share
+        for (section, _), row in rows.items()
+        if section == "share of the whole image"
+    ]
+    assert shares == [0.5, 0.75, 1.0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from model.errors import ModelError
 from model.nullspace import read_text_features
-from model.training.captions import Captioner, Pixels, write_captions
+from model.training.captions import Captioner, Image, write_captions
 from tests.images import jpeg
 
 pytest.importorskip("transformers", reason="needs the [train] extra")
@@ -33,15 +34,24 @@ def save_tiny_blip(folder: Path) -> Path:
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "projection_dim": 8}  # fmt: skip
-    config = BlipConfig(
-        text_config=size | {
-            "vocab_size": len(vocabulary), "encoder_hidden_size": 16, "bos_token_id": 5,
-            "pad_token_id": 0, "eos_token_id": 3, "sep_token_id": 3, "max_position_embeddings": 32,
-        },
-        vision_config=size | {"image_size": 32, "patch_size": 16},
-    )  # fmt: skip
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "projection_dim": 8,
+    }
+    text = {
+        "vocab_size": len(vocabulary),
+        "encoder_hidden_size": 16,
+        "bos_token_id": 5,
+        "pad_token_id": 0,
+        "eos_token_id": 3,
+        "sep_token_id": 3,
+        "max_position_embeddings": 32,
+    }
+    vision = {"image_size": 32, "patch_size": 16}
+    config = BlipConfig(text_config=size | text, vision_config=size | vision)
     torch.manual_seed(0)
     model = BlipForConditionalGeneration(config)
     with torch.no_grad():  # BLIP's initial weights are so small that all images look alike
@@ -49,7 +59,8 @@ def save_tiny_blip(folder: Path) -> Path:
             weight.normal_(std=0.3)
     model.save_pretrained(folder)
     images = BlipImageProcessor(size={"height": 32, "width": 32})
-    BlipProcessor(images, tokenizer).save_pretrained(folder)
+    processor: Any = BlipProcessor
+    processor(images, tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -67,7 +78,7 @@ def photographs(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def widths(images: Sequence[Pixels]) -> list[str]:
+def widths(images: Sequence[Image]) -> list[str]:
     return [f"{image.shape[1]} wide" for image in images]
 
 
@@ -97,7 +108,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     to = tmp_path / "captions.txt"
     seen: list[str] = []
 
-    def fails_after_two(images: Sequence[Pixels]) -> list[str]:
+    def fails_after_two(images: Sequence[Image]) -> list[str]:
         if seen:
             raise KeyboardInterrupt
         seen.extend(widths(images))
@@ -109,7 +120,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         file.write("42 wi")  # cut off in the middle of a line
     to_come: list[str] = []
 
-    def records(images: Sequence[Pixels]) -> list[str]:
+    def records(images: Sequence[Image]) -> list[str]:
         to_come.extend(widths(images))
         return widths(images)
 

@@ -1,22 +1,24 @@
 """What the frozen tower computed is kept whole, or computed again."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from model.backbone import Backbone, load_backbone
+from model.data import copies
+from model.data.copies import CLEAN, DEGRADED, EQUALISED, canvases_of
+from model.data.degrade import Augmentation
+from model.data.manifest import AI, Row
 from model.engines import base
 from model.errors import ModelError
-from model.nsnet import block_tokens, continue_tokens, normalise
-from model.training import copies, features
-from model.training.augment import Augmentation
-from model.training.copies import CLEAN, DEGRADED, EQUALISED, canvases_of
+from model.tower.sources import Backbone, load_backbone
+from model.tower.tokens import TowerSpec, block_tokens, continue_tokens, normalise
+from model.training import features
 from model.training.features import Features, tower_features
-from model.training.manifest import AI, Row
-from tests.conftest import RULE, TINY
+from tests.conftest import CPU, PLAN, TINY
 from tests.images import photo
 
 KINDS = (CLEAN, EQUALISED, DEGRADED)
@@ -34,26 +36,50 @@ def rows(tmp_path: Path) -> list[Row]:
     return [Row(tmp_path / f"{seed}.png", AI, "g", "r") for seed in range(5)]
 
 
-def computed(rows: list[Row], tower: Backbone, cache: Path, **changes: Any) -> Features:
-    options = {"depth": 3, "frozen": 1} | changes
-    return tower_features(rows, tower, RULE, KINDS, Augmentation(), cache, **options)
+def computed(
+    rows: list[Row],
+    tower: Backbone,
+    cache: Path,
+    *,
+    depth: int = 3,
+    frozen: int | None = 1,
+    pooled_after: int = 0,
+    pool_frozen: bool = False,
+    **runtime: Any,
+) -> Features:
+    return tower_features(
+        rows,
+        tower,
+        PLAN,
+        KINDS,
+        Augmentation(),
+        cache,
+        spec=TowerSpec(TINY, (depth,), pooled_after),
+        runtime=replace(CPU, **runtime),
+        frozen=frozen,
+        pool_frozen=pool_frozen,
+    )
 
 
 @torch.no_grad()
 def test_hidden_states_go_on_to_what_the_whole_tower_gives(
     rows: list[Row], tower: Backbone, tmp_path: Path
 ) -> None:
-    found = computed(rows, tower, tmp_path / "cache")
-    canvases = [c for i, row in enumerate(rows)
-                for c in canvases_of(i, row, RULE, KINDS, Augmentation())]  # fmt: skip
-    assert found.row.tolist() == [c.row for c in canvases]
-    assert found.kind.tolist() == [c.kind for c in canvases]
+    given = computed(rows, tower, tmp_path / "cache")
+    canvases = [
+        canvas
+        for index, row in enumerate(rows)
+        for canvas in canvases_of(index, row, PLAN, KINDS, Augmentation())
+    ]
+    assert given.row.tolist() == [c.row for c in canvases]
+    assert given.kind.tolist() == [c.kind for c in canvases]
     pixels = normalise(torch.stack([c.pixels for c in canvases]))
-    whole = block_tokens(tower.visual, pixels, (1, 2, 3))
-    assert torch.allclose(found.tokens.float(), whole, atol=5e-3)
-    assert found.hidden is not None
-    assert found.hidden.dtype == torch.float16
-    continued = continue_tokens(tower.visual, found.hidden.float(), 1, (2, 3))
+    whole = block_tokens(tower.visual, pixels, TowerSpec(TINY, (1, 2, 3)))
+    assert torch.allclose(given.tokens.float(), whole, atol=5e-3)
+    assert given.hidden is not None
+    assert given.hidden.dtype == torch.float16
+    above = TowerSpec(TINY, (2, 3))
+    continued = continue_tokens(tower.visual, given.hidden.float(), 1, above)
     assert torch.allclose(continued, whole[:, 1:], atol=5e-3)
 
 
@@ -62,16 +88,17 @@ def test_hidden_states_go_on_to_what_the_whole_tower_gives(
 def test_pooled_hidden_states_go_on_to_what_the_pooled_tower_gives(
     rows: list[Row], tower: Backbone, tmp_path: Path, frozen: int, pooled_after: int, pool: bool
 ) -> None:
-    found = computed(
-        rows, tower, tmp_path, frozen=frozen, pooled_after=pooled_after, pool_hidden=pool
+    given = computed(
+        rows, tower, tmp_path, frozen=frozen, pooled_after=pooled_after, pool_frozen=pool
     )
     pooled = computed(rows, tower, tmp_path, frozen=None, pooled_after=1)
-    assert found.hidden is not None
-    assert found.hidden.shape[1] == 5  # of 17
-    continued = continue_tokens(tower.visual, found.hidden.float(), frozen, (3,))
+    assert given.hidden is not None
+    assert given.hidden.shape[1] == 5  # of 17
+    last = TowerSpec(TINY, (3,))
+    continued = continue_tokens(tower.visual, given.hidden.float(), frozen, last)
     assert torch.allclose(continued, pooled.tokens[:, 2:].float(), atol=5e-3)
     whole = computed(rows, tower, tmp_path, frozen=None)
-    assert torch.equal(found.tokens, whole.tokens if pool else pooled.tokens)
+    assert torch.equal(given.tokens, whole.tokens if pool else pooled.tokens)
     assert not torch.equal(whole.tokens, pooled.tokens)
 
 
@@ -80,9 +107,14 @@ def test_pooled_hidden_states_go_on_to_what_the_pooled_tower_gives(
     "meanwhile", ["nothing", "hidden states cut off", "a part cut off", "an image edited"]
 )
 def test_an_extraction_that_was_killed_goes_on(
-    rows: list[Row], tower: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    meanwhile: str, frozen: int | None,
-) -> None:  # fmt: skip
+    rows: list[Row],
+    tower: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    meanwhile: str,
+    frozen: int | None,
+) -> None:
     """To what it would have been; only what is not as it was is computed again."""
     cache = tmp_path / "cache"
     monkeypatch.setattr(features, "_SAVED", 2)
@@ -102,6 +134,7 @@ def test_an_extraction_that_was_killed_goes_on(
     [parts] = cache.iterdir()
     assert {path.suffix for path in parts.iterdir()} <= {".safetensors", ""}
     killer, expected = None, [4]
+    caplog.clear()
     if meanwhile == "hidden states cut off" and frozen:
         (parts / "hidden").write_bytes((parts / "hidden").read_bytes()[:-1])
         expected = [2, 3, 4]
@@ -114,8 +147,10 @@ def test_an_extraction_that_was_killed_goes_on(
     read.clear()
     again = computed(rows, tower, cache, frozen=frozen)
     assert sorted(read) == expected
+    before = f"1 of the first {expected[0]} images, done before, cannot be used"
+    assert (before in caplog.text) == (expected[0] > 1)  # else it is read, and counted, again
     whole = computed(rows, tower, tmp_path / "whole", frozen=frozen)
-    assert again.row.unique().tolist() == [0, 2, 3, 4]
+    assert sorted(set(again.row.tolist())) == [0, 2, 3, 4]
     for name in ("tokens", "row", "kind", *(["hidden"] if frozen else [])):
         assert torch.equal(getattr(again, name), getattr(whole, name))
     suffixes = {".hidden", ".safetensors"} if frozen else {".safetensors"}
@@ -137,6 +172,7 @@ def test_hidden_states_that_were_deleted_are_computed_again(
 def test_what_decides_the_features_decides_the_file(
     rows: list[Row], tower: Backbone, tmp_path: Path
 ) -> None:
+    changes: dict[str, Any]
     for changes in ({}, {"frozen": None}, {"frozen": 2}, {"dtype": torch.bfloat16}):
         computed(rows, tower, tmp_path / "cache", **changes)
     computed(rows[:4], tower, tmp_path / "cache")
@@ -166,7 +202,7 @@ def test_other_images_of_the_same_names_are_computed_anew(
     rows[1].path.unlink()  # one that is gone says nothing; those that are there are looked at
     assert torch.equal(computed(rows, tower, cache).tokens, edited.tokens)
     os.utime(rows[2].path, ns=(0, 0))
-    assert computed(rows, tower, cache).row.unique().tolist() == [0, 2, 3, 4]
+    assert sorted(set(computed(rows, tower, cache).row.tolist())) == [0, 2, 3, 4]
 
 
 def test_an_extraction_that_fails_takes_nothing_away(
@@ -191,22 +227,27 @@ def test_another_engine_gives_the_same_tokens_in_a_file_of_its_own(
     assert other.shape == torch_s.shape
     assert torch.allclose(other, torch_s, atol=0.02)
     assert len(list(cache.glob("*.safetensors"))) == 2
-    with pytest.raises(ModelError, match="'auto' is not one of torch, openvino, int8"):
-        computed(rows, tower, cache, frozen=None, engine="auto")
+    with pytest.raises(ModelError, match="'nonsense' is not one of auto, torch, openvino"):
+        computed(rows, tower, cache, frozen=None, engine="nonsense")
     with pytest.raises(ModelError, match="adapters learn from what torch or openvino computes"):
-        computed(rows, tower, cache, engine="int8")
+        computed(rows, tower, cache, engine="openvino", precision="int8")
 
 
 @pytest.mark.parametrize(
     ("frozen", "pooled_after", "pool"), [(1, 0, False), (1, 0, True), (2, 1, False), (3, 0, False)]
 )
 def test_another_engine_gives_the_same_hidden_states(
-    rows: list[Row], tower: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    frozen: int, pooled_after: int, pool: bool,
-) -> None:  # fmt: skip
+    rows: list[Row],
+    tower: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    frozen: int,
+    pooled_after: int,
+    pool: bool,
+) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setattr(base, "CPU_TOKENS", 3 * tower.visual.positional_embedding.shape[0])
-    kept = {"frozen": frozen, "pooled_after": pooled_after, "pool_hidden": pool}
+    kept: dict[str, Any] = {"frozen": frozen, "pooled_after": pooled_after, "pool_frozen": pool}
     ours = computed(rows, tower, tmp_path, **kept)
     theirs = computed(rows, tower, tmp_path, **kept, engine="openvino")
     assert ours.hidden is not None

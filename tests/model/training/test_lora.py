@@ -2,9 +2,9 @@ import pytest
 import torch
 from open_clip.transformer import VisionTransformer
 
-from model.backbone import random_backbone
 from model.errors import ModelError
-from model.nsnet import merge_lora
+from model.tower.adapters import merge_lora
+from model.tower.sources import random_backbone
 from model.training.lora import LoraOptions, attach, deltas
 from tests.conftest import TINY
 
@@ -28,14 +28,9 @@ def test_adapters_reach_attention_and_mlp_of_the_named_blocks_and_nothing_else_i
     visual: VisionTransformer,
 ) -> None:
     attach(visual, BLOCKS)
-    found = deltas(visual)
-    expected = {
-        f"transformer.resblocks.{i}.{name}"
-        for i in (1, 2)
-        for name in ("attn.in_proj_weight", "attn.out_proj.weight",
-                     "mlp.c_fc.weight", "mlp.c_proj.weight")
-    }  # fmt: skip
-    assert found.keys() == expected
+    layers = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    expected = {f"transformer.resblocks.{i}.{name}" for i in (1, 2) for name in layers}
+    assert deltas(visual).keys() == expected
     assert all(p.requires_grad == ("lora_" in n) for n, p in visual.named_parameters())
     visual(torch.randn(2, 3, 64, 64)).sum().backward()
     reached = [n for n, p in visual.named_parameters() if p.grad is not None]

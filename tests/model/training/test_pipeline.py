@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,51 +17,67 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from model.backbone import Backbone, _build_clip, random_backbone
-from model.checkpoint import Calibration, read_checkpoint
-from model.detector import Detector, place
+from model.checkpoint import read_checkpoint
+from model.data import copies
+from model.data.copies import DEGRADED, EQUALISED
+from model.data.manifest import Row, read_manifest
+from model.detector import Detector
 from model.errors import ModelError
-from model.nsnet import NSNetConfig
+from model.hardware import Runtime
+from model.network import NSNet, NSNetConfig
 from model.nullspace import StoredProjector, null_space
-from model.patches import PatchRule, select_patches
-from model.training import copies, features, pipeline, trainer
-from model.training.ablation import _figures
-from model.training.copies import DEGRADED, EQUALISED
+from model.tower.sources import Backbone, _build_clip, random_backbone
+from model.training import features, trainer
 from model.training.distil import DistilOptions
+from model.training.experiment import Experiment
 from model.training.lora import LoraOptions
-from model.training.manifest import AI, REAL, Row, read_manifest
 from model.training.options import TrainOptions, preset
-from model.training.pipeline import Experiment, train
+from model.training.pipeline import train
 from model.training.trainer import FitOptions
-from tests.conftest import RULE, TINY
+from model.verdicts import Calibration
+from model.views.patches import PatchRule
+from model.views.plan import ViewPlan
+from tests.conftest import CPU, PLAN, TINY
 from tests.model.training.toy import know_tiny, toy_images
 
 HEAD = FitOptions(steps=60, batch_size=32, learning_rate=1e-2, dropout=0.1, ema=0.9)
 TUNE = FitOptions(steps=25, batch_size=16, learning_rate=3e-3, lora_learning_rate=3e-3, ema=0.5)
-JOINT = NSNetConfig(backbone=TINY, features="joint", hidden=8, patches=RULE)
+JOINT = NSNetConfig(backbone=TINY, features="joint", hidden=8)
 BLOCKS = JOINT.model_copy(update={"features": "blocks", "blocks": (3,)})
-BASE: dict[str, Any] = {"degraded": 1, "folds": 2}
+BASE: dict[str, Any] = {"views": PLAN, "degraded": 1, "folds": 2}
+WHOLE = ViewPlan(
+    whole=True,
+    whole_share=0.3,
+    patches=PatchRule(patch_size=64, canvas_size=64, canvases=2, high_share=1.0),
+)
 POOLED = BLOCKS.model_copy(update={"blocks": (1, 3), "pooled_after": 1})
 WAYS = {
     "distil": TrainOptions(
-        network=POOLED, head=HEAD, **BASE,
+        network=POOLED,
+        head=HEAD,
         distil=DistilOptions(lora=LoraOptions(blocks=(2, 3), rank=2), fit=TUNE),
+        **BASE,
     ),
     "frozen": TrainOptions(network=BLOCKS, head=HEAD, **BASE),
     "lora": TrainOptions(
         network=BLOCKS, head=HEAD, lora=LoraOptions(blocks=(2, 3), rank=2), lora_fit=TUNE, **BASE
     ),
     "live": TrainOptions(
-        network=JOINT, head=None, live=True, lora=LoraOptions(blocks=(1, 2, 3), rank=2),
-        lora_fit=TUNE.model_copy(update={"steps": 60}), **BASE,  # it has no head to begin with
+        network=JOINT,
+        head=None,
+        live=True,
+        lora=LoraOptions(blocks=(1, 2, 3), rank=2),
+        lora_fit=TUNE.model_copy(update={"steps": 60}),  # it has no head to begin with
+        **BASE,
     ),
-}  # fmt: skip
+}
+CACHED = ("distil", "frozen", "lora")
 
 
 @pytest.fixture(autouse=True)
 def tower(tiny_tower: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache of towers holds TINY."""
-    monkeypatch.setattr("model.backbone.cached_path", lambda *_: tiny_tower)
+    monkeypatch.setattr("model.tower.sources.cached_path", lambda *_: tiny_tower)
     # After every fit accelerate collects garbage, half a second among pytest's many objects.
     monkeypatch.setattr("gc.collect", lambda *_: 0)
     return tiny_tower
@@ -74,65 +91,91 @@ def projector(network: NSNetConfig, seed: int = 1) -> StoredProjector:
 
 def run(folder: Path, options: TrainOptions, name: str = "a", **changes: Any) -> Path:
     out = folder / name / "checkpoint.safetensors"
-    arguments = {"cache": folder / "cache", "run": folder / name, "command": "a test"} | changes
-    arguments.setdefault("projector", projector(options.network))
+    arguments: dict[str, Any] = {
+        "projector": projector(options.network),
+        "cache": folder / "cache",
+        "run": folder / name,
+        "command": "a test",
+    }
+    arguments |= changes
     rows = read_manifest(folder / "manifest.csv", "train")
-    train(rows, arguments.pop("projector"), options, out, name="tiny", version="0.0.1", **arguments)
+    train(rows, options=options, out=out, name="tiny", version="0.0.1", **arguments)
     return out
+
+
+def experiment(folder: Path, options: TrainOptions, rows: list[Row]) -> Experiment:
+    return Experiment(
+        rows,
+        projector(options.network),
+        options,
+        cache=folder / "cache",
+        runtime=CPU,
+        accelerator=Accelerator(cpu=True),
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("way", WAYS)
 def test_training_runs_on_a_gpu_in_bfloat16(tmp_path: Path, tower: Path, way: str) -> None:
     toy_images(tmp_path, 12)
-    out = run(tmp_path, WAYS[way], dtype=torch.bfloat16, accelerator=Accelerator())
-    detector = Detector.load(out, backbone=tower, device="cuda")
+    runtime = Runtime.resolve("cuda", "bfloat16", "torch")
+    out = run(tmp_path, WAYS[way], runtime=runtime, accelerator=Accelerator())
+    detector = Detector.load(out, backbone=tower, runtime=Runtime.resolve("cuda"))
     rows = read_manifest(tmp_path / "manifest.csv", "train")
-    found = detector.detect([np.array(Image.open(row.path).convert("RGB")) for row in rows])
-    scores = {label: [d.score for d, r in zip(found, rows, strict=True) if r.label == label]
-              for label in (0, 1)}  # fmt: skip
-    assert np.mean(scores[1]) > np.mean(scores[0]) + 0.1
+    detections = detector.detect([np.array(Image.open(row.path).convert("RGB")) for row in rows])
+    scores = np.array([detection.score for detection in detections])
+    labels = np.array([row.label for row in rows])
+    assert scores[labels == 1].mean() > scores[labels == 0].mean() + 0.1
 
 
-def test_left_out_images_are_scored_as_in_service(tmp_path: Path) -> None:
-    rule = PatchRule(patch_size=64, canvas_size=64, canvases=3, high_share=1.0, whole=True)
-    network = BLOCKS.model_copy(update={"patches": rule, "whole_share": 0.8})
+@pytest.mark.parametrize("way", ["frozen", "live"])
+def test_left_out_images_are_scored_as_in_service(way: str, tmp_path: Path) -> None:
+    """After the first look, and by all canvases."""
     rows = read_manifest(toy_images(tmp_path, 8), "train")
-    options = TrainOptions(network=network, head=HEAD, **BASE)
-    experiment = Experiment(
-        rows, projector(network), options, cache=tmp_path / "cache", dtype=torch.float32,
-        accelerator=Accelerator(cpu=True),
-    )  # fmt: skip
+    changes = {"views": WHOLE, "lora_fit": TUNE}
+    whole = experiment(tmp_path, WAYS[way].model_copy(update=changes), rows)
     everything = torch.ones(len(rows), dtype=torch.bool)
-    fitted = experiment.fit(everything)
-    found = experiment.score(fitted, everything)["clean"]
-    expected = []
+    fitted = whole.fit(everything)
+    scored = whole.score(fitted, everything)["clean"]
+    first, every = [], []
     for row in rows:
-        pixels = torch.from_numpy(np.array(Image.open(row.path))).permute(2, 0, 1)
-        canvases = select_patches(pixels.unsqueeze(0), rule).canvases[0]
+        pixels = torch.from_numpy(np.array(Image.open(row.path))).permute(2, 0, 1).unsqueeze(0)
+        glance = WHOLE.look(pixels, adaptive=True).canvases
+        all_at_once = WHOLE.look(pixels, adaptive=False).canvases
+        assert (len(glance), len(all_at_once)) == (1, 3)
         with torch.inference_mode():
-            expected.append(float(fitted(canvases, [len(canvases)])))
-    assert found.row.tolist() == list(range(8))
-    assert found.logits == pytest.approx(expected, abs=1e-2)
-    assert np.ptp(found.logits) > 0.1
+            first.append(float(fitted.logits(fitted.tokens(glance))))
+            each = fitted.logits(fitted.tokens(all_at_once)).tolist()
+        every.append(WHOLE.combine(each))
+    assert scored.row.tolist() == list(range(8))
+    assert scored.first == pytest.approx(first, abs=1e-2)
+    assert scored.all == pytest.approx(every, abs=1e-2)
+    assert np.ptp(scored.all) > 0.1
+    assert np.abs(scored.all - scored.first).max() > 0.1
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*CACHED, pytest.param("live", marks=pytest.mark.slow)])
 def test_a_checkpoint_is_trained_recorded_and_detects(
-    way: str, tmp_path: Path, tower: Path, caplog: pytest.LogCaptureFixture,
+    way: str,
+    tmp_path: Path,
+    tower: Path,
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     toy_images(tmp_path)
-    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:900])  # found in decoding
-    trained = []
+    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:900])  # seen in decoding
+    trained: list[NSNet] = []
     fit = Experiment.fit
-    monkeypatch.setattr(
-        Experiment, "fit", lambda *a, **k: trained.append(fit(*a, **k)) or trained[-1]
-    )
+
+    def noted(*arguments: Any, **options: Any) -> NSNet:
+        trained.append(fit(*arguments, **options))
+        return trained[-1]
+
+    monkeypatch.setattr(Experiment, "fit", noted)
     options = WAYS[way]
     with caplog.at_level(logging.WARNING):
         out = run(tmp_path, options)
-    assert "1 of 48 images were unreadable" in caplog.text
+    assert "1 of 48 images cannot be used" in caplog.text
 
     stored = read_checkpoint(out)
     assert stored.ranges is not None
@@ -140,23 +183,29 @@ def test_a_checkpoint_is_trained_recorded_and_detects(
     held_out = metadata.evaluation["leave_group_out"]
     assert held_out["clean"]["auc"] > 0.9
     assert held_out["clean"]["images"] == {"real": 24, "ai": 23}
-    assert held_out["equalised"]["real_called_ai"] <= 0.05
+    assert held_out["clean"]["skipped"] == {"unusable": 1}
+    assert held_out["folds"].startswith("2 of 2 folds of left-out groups; each one's cuts")
+    # Not by construction: the cuts are the other fold's.
+    assert held_out["equalised"]["real_called_ai"] <= 0.25
+    assert held_out["clean"]["groups"]["real"].keys() == {f"real{index}" for index in range(4)}
+    assert metadata.views == PLAN
+    assert metadata.verdicts.margins == options.margins
     assert metadata.projector.rank == 4
     assert metadata.projector.source == "toy"
 
-    detector = Detector.load(
-        out, backbone=tower, device="cpu", dtype="float32", engine="torch", canvases="all"
-    )
+    detector = Detector.load(out, backbone=tower, runtime=CPU, canvases="all")
     pixels = [np.asarray(Image.open(tmp_path / f"{i}.png")) for i in range(4)]
     scores = [d.score for d in detector.detect(pixels)]
     assert max(scores[0], scores[2]) < 0.5 < min(scores[1], scores[3])
 
     # What was trained, adapters and all, is what the checkpoint gives on a plain tower.
-    prepared = [detector.prepare(p) for p in pixels]
+    looks = [detector.look(p) for p in pixels]
+    network = trained[-1]
     with torch.inference_mode():
-        logits = trained[-1](torch.cat([p.canvases for p in prepared]), [2] * 4)
-    found = [detection.logit for detection in detector.predict(prepared)]
-    assert found == pytest.approx(logits.tolist(), abs=1e-3)
+        logits = [
+            PLAN.combine(network.logits(network.tokens(look.canvases)).tolist()) for look in looks
+        ]
+    assert [score.logit for score in detector.predict(looks)] == pytest.approx(logits, abs=1e-3)
     adapters = [name for name in load_file(out) if name.startswith("lora.")]
     adapted = options.lora or (options.distil and options.distil.lora)
     assert len(adapters) == (8 * len(adapted.blocks) if adapted else 0)
@@ -199,13 +248,22 @@ def test_the_same_command_gives_the_same_weights(
     assert (tmp_path / "cache").exists() == (way != "live")
 
 
+def test_one_look_has_a_calibration_of_its_own(tmp_path: Path) -> None:
+    toy_images(tmp_path, 24)
+    options = WAYS["frozen"].model_copy(update={"views": WHOLE})
+    verdicts = read_checkpoint(run(tmp_path, options)).metadata.verdicts
+    assert verdicts.calibrations.first != verdicts.calibrations.all
+    assert verdicts.margins == options.margins
+
+
 def test_heads_are_fitted_anew_to_a_tower_that_was_adapted_before(
     tmp_path: Path, tower: Path
 ) -> None:
     toy_images(tmp_path, 24)
     first = run(tmp_path, WAYS["distil"], "first")
     stored = read_checkpoint(first)
-    second = run(tmp_path, WAYS["distil"], "second", adapted=stored, engine="openvino")
+    openvino = replace(CPU, engine="openvino")
+    second = run(tmp_path, WAYS["distil"], "second", adapted=stored, runtime=openvino)
     again = read_checkpoint(second)
     assert not (second.parent / "distil").exists()
     assert again.metadata.training.tower_sha256 == stored.sha256
@@ -230,30 +288,20 @@ def test_live_training_draws_copies_by_the_shares(
     rows = read_manifest(toy_images(tmp_path, 8), "train")
     drawn = set()
     fresh = copies.copy_of
-    monkeypatch.setattr(copies, "copy_of", lambda *a: drawn.add(a[1]) or fresh(*a))
+
+    def noted(*arguments: Any) -> Any:
+        drawn.add(arguments[1])
+        return fresh(*arguments)
+
+    monkeypatch.setattr(copies, "copy_of", noted)
+    two = TUNE.model_copy(update={"steps": 2})
     for degraded, expected in ((1, {EQUALISED, DEGRADED}), (0, {EQUALISED})):
         drawn.clear()
         options = WAYS["live"].model_copy(
-            update={"shares": (0.0, 1.0, 1.0), "degraded": degraded,
-                    "lora_fit": TUNE.model_copy(update={"steps": 2})}
-        )  # fmt: skip
-        Experiment(
-            rows, projector(JOINT), options, cache=tmp_path, dtype=torch.float32,
-            accelerator=Accelerator(cpu=True),
-        ).fit(torch.ones(8, dtype=torch.bool))  # fmt: skip
+            update={"shares": (0.0, 1.0, 1.0), "degraded": degraded, "lora_fit": two}
+        )
+        experiment(tmp_path, options, rows).fit(torch.ones(8, dtype=torch.bool))
         assert drawn == expected
-
-
-def test_held_out_figures_have_intervals_over_repositories_of_photographs() -> None:
-    """Eight groups, but two pipelines: one is always accused, the other never."""
-    rows = [Row(Path(str(i)), REAL, f"group{i // 5}", f"site{i // 20}") for i in range(40)]
-    rows += [Row(Path(str(i)), AI, "gan", "site0") for i in range(5)]
-    scores = np.repeat([0.9, 0.0, 0.5], [20, 20, 5])
-    part = pipeline.HeldOut(np.arange(45), scores, np.array([row.label for row in rows]))
-    found = pipeline.figures(rows, part, scores, ai_above=0.95)
-    assert found["auc"] == 0.5
-    assert found["auc_95"] == [0, 1]
-    assert _figures(rows, part)["auc_95"] == (0, 1)
 
 
 def test_a_run_whose_images_are_gone_ends_without_ranges(
@@ -287,6 +335,8 @@ def killed(folder: Path, tower: Path, at: int) -> None:
     run(folder, WAYS["lora"], "killed")
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_run_killed_among_its_adapters_ends_at_the_same_weights(
     tmp_path: Path, tower: Path
 ) -> None:
@@ -317,9 +367,13 @@ def test_only_the_first_folds_are_measured(tmp_path: Path) -> None:
     toy_images(tmp_path)
     options = WAYS["frozen"].model_copy(update={"folds": 4, "measured_folds": 1})
     metadata = read_checkpoint(run(tmp_path, options)).metadata
-    held_out = metadata.evaluation["leave_group_out"]["clean"]
-    assert held_out["images"] == {"real": 6, "ai": 6}
-    assert "1 of 4 folds" in metadata.calibration.fitted_on
+    held_out = metadata.evaluation["leave_group_out"]
+    assert held_out["clean"]["images"] == {"real": 6, "ai": 6}
+    # One unit of each class cannot be halved.
+    assert held_out["folds"].startswith("1 of 4 folds of left-out groups; its units halved")
+    assert "nothing to choose its rules on" in held_out["no_verdicts"]
+    assert "real_called_ai" not in held_out["clean"]
+    assert "1 of 4 folds" in metadata.verdicts.calibrations.all.fitted_on
     assert {p.name for p in (tmp_path / "a").glob("*/")} == {"fold-0", "all"}
 
 
@@ -343,12 +397,12 @@ def test_a_projector_of_another_space_or_tower_is_refused(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("way", ["frozen", "lora", "distil"])
+@pytest.mark.parametrize("way", CACHED)
 def test_the_tower_may_be_of_half_precision(
     way: str, dtype: torch.dtype, tmp_path: Path, tower: Path
 ) -> None:
     toy_images(tmp_path, 24)
-    out = run(tmp_path, WAYS[way], dtype=dtype)
+    out = run(tmp_path, WAYS[way], runtime=replace(CPU, dtype=dtype))
     assert read_checkpoint(out).metadata.evaluation["leave_group_out"]["clean"]["auc"] > 0.8
     assert all(tensor.dtype == torch.float32 for tensor in load_file(out).values())
 
@@ -385,26 +439,26 @@ def test_options_that_contradict_each_other_are_refused(
 
 def test_presets_are_by_name() -> None:
     assert preset("default").lora is None
-    with pytest.raises(ModelError, match="there are paper, default"):
+    with pytest.raises(ModelError, match="there are default, paper"):
         preset("best")
 
 
-@pytest.mark.timeout(300)  # 300 million parameters
+@pytest.mark.slow  # 300 million parameters
 def test_the_papers_configuration_runs_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On random weights of ViT-L/14: that its sizes, blocks and mosaics fit, not that it learns."""
-    _, dtype = place("cpu", "auto")  # another takes twice as long
+    runtime = Runtime.resolve("cpu", "auto", "torch")  # another dtype takes twice as long
     tower = random_backbone("ViT-L-14-quickgelu", seed=0)
-    weights = tower.visual.to(dtype).state_dict()
+    weights = tower.visual.to(runtime.dtype).state_dict()
 
     def load(name: str, **_: Any) -> Backbone:
         visual = _build_clip(name).visual
         visual.load_state_dict(weights, assign=True)
         return Backbone(name, visual.eval().requires_grad_(False), tower.sha256)
 
-    monkeypatch.setattr(pipeline, "load_backbone", load)
-    monkeypatch.setattr("model.detector.load_backbone", load)
+    for module in ("training.experiment", "training.pipeline", "detector"):
+        monkeypatch.setattr(f"model.{module}.load_backbone", load)
     toy_images(tmp_path, 8, size=160)
     paper = preset("paper")
     fit = paper.lora_fit.model_copy(update={"steps": 2, "batch_size": 2})
@@ -413,12 +467,36 @@ def test_the_papers_configuration_runs_end_to_end(
     space = StoredProjector(null_space(texts, rank=64), "joint", tower.name, ("random",))
     # Two steps tell nothing apart, which calibration refuses.
     chance = Calibration(slope=1, intercept=0, fitted_on="chance")
-    monkeypatch.setattr("model.training.calibrate.platt", lambda *_: chance)
-    out = run(tmp_path, options, projector=space, dtype=dtype)
+    monkeypatch.setattr("model.verdicts.fit_calibration", lambda *_: chance)
+    out = run(tmp_path, options, projector=space, runtime=runtime)
     tensors = load_file(out)
     assert len([name for name in tensors if name.startswith("lora.")]) == 24 * 4 * 2
     assert len(json.loads((tmp_path / "a/all/lora/losses.json").read_text())) == 2
-    detector = Detector.load(out, device="cpu")
-    prepared = [detector.prepare(np.asarray(Image.open(tmp_path / "0.png")))]
-    assert prepared[0].canvases.shape == (1, 3, 224, 224)
-    assert np.isfinite(detector.predict(prepared)[0].score)
+    detector = Detector.load(out, runtime=Runtime.resolve("cpu"))
+    look = detector.look(np.asarray(Image.open(tmp_path / "0.png")))
+    assert look.canvases.shape == (1, 3, 224, 224)
+    assert np.isfinite(detector.predict([look])[0].value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "My Model"}, "the name 'My Model': String should match"),
+        ({"version": "1.0"}, r"the version '1\.0': String should match"),
+    ],
+)
+def test_a_name_that_no_checkpoint_takes_is_refused_before_anything_is_trained(
+    change: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    names = {"name": "tiny", "version": "0.0.1"} | change
+    options = WAYS["frozen"]
+    with pytest.raises(ModelError, match=message):
+        train(
+            [],
+            projector(options.network),
+            options,
+            tmp_path / "out.safetensors",
+            command="a test",
+            cache=tmp_path,
+            **names,  # type: ignore[arg-type]
+        )

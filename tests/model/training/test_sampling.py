@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.training.manifest import AI, REAL, Row
+from model.data.manifest import AI, REAL, Row
 from model.training.sampling import sample_weights
 
 

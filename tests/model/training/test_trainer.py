@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backbone import random_backbone
 from model.errors import ModelError
-from model.nsnet import NSNet, NSNetConfig
-from model.training.trainer import FitOptions, TensorSource, Trainee, fit, standardise
-from tests.conftest import RULE, TINY
+from model.network import NSNet, NSNetConfig
+from model.tower.sources import random_backbone
+from model.training.trainee import TensorSource, Trainee, standardise
+from model.training.trainer import FitOptions, fit
+from tests.conftest import TINY
 from tests.model.training.toy import know_tiny
 
 OPTIONS = FitOptions(steps=120, batch_size=64, learning_rate=1e-2, ema=0.9)
-CONFIG = NSNetConfig(backbone=TINY, features="joint", hidden=16, patches=RULE)
+CONFIG = NSNetConfig(backbone=TINY, features="joint", hidden=16)
 
 
 def blobs(count: int = 400) -> tuple[Tensor, Tensor]:
@@ -37,8 +38,13 @@ def trainee(x: Tensor, dropout: float = 0.3) -> Trainee:
     return Trainee(network, dropout, "features")
 
 
-def run(x: Tensor, y: Tensor, options: FitOptions = OPTIONS, folder: Path | None = None,
-        save_every: int = 100) -> tuple[Trainee, list[float]]:  # fmt: skip
+def run(
+    x: Tensor,
+    y: Tensor,
+    options: FitOptions = OPTIONS,
+    folder: Path | None = None,
+    save_every: int = 100,
+) -> tuple[Trainee, list[float]]:
     model = trainee(x, options.dropout)
     source = TensorSource(x, torch.arange(len(x)))
     weights = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
@@ -110,6 +116,8 @@ def killed(folder: Path, tower: Path) -> None:
     fit(trainee(x), source, y, weights, OPTIONS, run=folder, save_every=25)
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights_and_loss_curve(
     tmp_path: Path, tower: Path
 ) -> None:

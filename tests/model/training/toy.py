@@ -7,14 +7,14 @@ import numpy as np
 import open_clip
 from PIL import Image
 
-from model import backbone
+from model.tower import sources
 from tests.conftest import TINY
 
 
 def know_tiny(tower: Path) -> None:
     """Make TINY known in a process that no fixture has prepared."""
     open_clip.add_model_config(tower.parent / f"{TINY}.json")
-    backbone.cached_path = lambda *_: tower
+    sources.cached_path = lambda *_: tower
 
 
 def toy_images(folder: Path, count: int = 48, size: int = 130) -> Path:

@@ -1,0 +1,296 @@
+"""One image's way through the service: upload -> picture -> look -> queue -> score -> answer."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import ApiError, from_image, log_unexpected
+from app.intake.places import Places
+from app.intake.uploads import Upload
+from app.metrics import Metrics
+from app.queue import DeviceQueue, Pending
+from app.results import Results
+from app.schemas import DetectionOut, ImageOut, ModelOut, ThresholdsOut, TimingsOut
+from app.settings import Settings
+from app.workers import Workers
+from model.images import Facts, ImageError, decode
+from model.verdicts import Thresholds, Verdict
+
+if TYPE_CHECKING:  # torch comes with it
+    from model.detector import Look, Score
+
+log = logging.getLogger(__name__)
+
+# What is worth keeping of an image: verdicts are taken afterwards, by the cuts of each request.
+Result: TypeAlias = "tuple[Facts, Score, TimingsOut]"
+
+_NO_TIME = TimingsOut(decode=0, patches=0, queue=0, inference=0)
+
+
+class ServedDetector(Protocol):
+    """What the service needs of a detector; see `model.detector.Detector`.
+
+    `look` and a score's `more` run in many threads at once, all else in one.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    backbone: str
+    backbone_sha256: str
+    device: str
+    engine: str
+    precision: str
+    dtype: str
+    canvases: str
+    min_side: int
+    thresholds: Thresholds
+    calibration: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+
+    def warm_up(self, images: Sequence[int]) -> None:
+        """Run blank batches of so many images."""
+
+    def torch_threads(self, threads: int) -> int:
+        """How many of torch's threads should help the forward, of so many."""
+
+    def look(self, pixels: NDArray[np.uint8]) -> Look:
+        """Cut what is looked at first out of a picture, which is not needed afterwards."""
+
+    def submit(self, looks: Sequence[Look]) -> Pending:
+        """Start scoring."""
+
+    def verdict(self, score: Score, cut: float | None) -> Verdict:
+        """What is said of a picture, by the detector's cuts or by one of the client's own."""
+
+
+@asynccontextmanager
+async def within(deadline: float) -> AsyncIterator[None]:
+    """Turn passing `deadline` (of `time.monotonic()`) into deadline_exceeded."""
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            yield
+    except TimeoutError:
+        raise ApiError("deadline_exceeded", "The image was not scored in time.") from None
+
+
+class Desk:
+    """Takes uploads, gives answers.
+
+    What waits here is small. An upload waits for a decoder; of a picture that waits for the device
+    only its facts and its canvases are left.
+
+    Args:
+        detector: loaded and warm.
+        queue: the detector's.
+        results: kept and shared, by content and model.
+        settings: the service's.
+        places: told of every answer.
+        metrics: of images and stages.
+        stuck_after_s: a thread that works longer than this on one image hangs.
+    """
+
+    # What is under way at the end answers nobody any more: its thread may be left behind.
+    JOIN_S = 2.0
+
+    def __init__(
+        self,
+        detector: ServedDetector,
+        queue: DeviceQueue,
+        results: Results[Result],
+        settings: Settings,
+        places: Places,
+        metrics: Metrics,
+        stuck_after_s: float,
+    ) -> None:
+        self.detector = detector
+        self._queue = queue
+        self._results = results
+        self._limits = settings.limits(detector.min_side)
+        self._places = places
+        self._metrics = metrics
+        # Digests are not made behind decodes: what is known already need not wait for them. Nor are
+        # second looks: their pictures came first.
+        self._digests = Workers("digest", 1, stuck_after_s)
+        self._decoders = Workers("decode", settings.decoders(), stuck_after_s)
+        self._looks = Workers("look", 1, stuck_after_s)
+        self._workers = (self._digests, self._decoders, self._looks)
+
+    @property
+    def waiting(self) -> int:
+        """Looks that wait for the device."""
+        return self._queue.waiting
+
+    @property
+    def sharing(self) -> int:
+        """Images that wait for what is made of the same upload by another."""
+        return self._results.sharing
+
+    @property
+    def alive(self) -> bool:
+        """Whether the device and every thread here get on."""
+        return self._queue.alive and all(workers.alive for workers in self._workers)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread here is at work; after `stop`, one that nothing will end."""
+        return any(workers.busy for workers in self._workers)
+
+    def stop(self) -> None:
+        """End the threads; waits for what they hold, up to `JOIN_S`."""
+        for workers in self._workers:
+            workers.stop()
+        end = time.monotonic() + self.JOIN_S
+        while self.busy and time.monotonic() < end:
+            time.sleep(0.01)
+        self._queue.stop()
+
+    def model(self) -> ModelOut:
+        """Which model answers."""
+        d = self.detector
+        return ModelOut(name=d.name, version=d.version, sha256=d.sha256)
+
+    async def answer(
+        self, upload: Upload, *, identifier: str, threshold: float | None, deadline: float
+    ) -> DetectionOut:
+        """Score one image, and say what that means.
+
+        Args:
+            upload: the file; taken from it.
+            identifier: the answer's id.
+            threshold: one cut instead of the checkpoint's two.
+            deadline: of `time.monotonic()`.
+
+        Raises:
+            ApiError: whatever went wrong, in the contract's terms.
+        """
+        outcome = "cancelled"
+        try:
+            async with within(deadline):
+                digest = await self._digests.run(upload.digest)
+                result, cached = await self._result(upload, digest, identifier)
+            answer = self._write(result, digest, identifier, threshold, cached=cached)
+            outcome = "ok"
+        except ApiError:
+            outcome = "error"
+            raise
+        except Exception as error:  # noqa: BLE001  (a bug, but this image's alone)
+            outcome = "error"
+            raise _unexpected(error, identifier) from None
+        else:
+            self._metrics.predictions.labels(answer.verdict.value).inc()
+            self._metrics.score.observe(answer.score)
+            return answer
+        finally:
+            upload.discard()
+            self._metrics.images.labels(outcome).inc()
+            self._places.answered()
+
+    def _write(
+        self, result: Result, digest: str, identifier: str, threshold: float | None, *, cached: bool
+    ) -> DetectionOut:
+        """The answer: the only place where a verdict is taken."""
+        facts, score, timings = result
+        cuts = self.detector.thresholds
+        if threshold is not None:
+            cuts = Thresholds(real_below=threshold, ai_above=threshold)
+        return DetectionOut(
+            id=identifier,
+            verdict=self.detector.verdict(score, threshold),
+            score=score.value,
+            looks=score.looks,
+            thresholds=ThresholdsOut(real_below=cuts.real_below, ai_above=cuts.ai_above),
+            model=self.model(),
+            image=ImageOut(
+                sha256=digest, format=facts.format, width=facts.width, height=facts.height
+            ),
+            warnings=[*facts.warnings, *score.warnings],
+            cached=cached,
+            timings_ms=_NO_TIME if cached else timings,
+        )
+
+    async def _result(self, upload: Upload, digest: str, identifier: str) -> tuple[Result, bool]:
+        """What is made of these bytes, once for all who send them; and whether it was kept."""
+        # Nothing that a request says changes a score: its cut is laid against it afterwards.
+        key = (digest, self.detector.sha256)
+        kept = self._results.kept(key)
+        if kept is not None:
+            return kept, True
+        if not self._results.making(key):
+            self._results.make(key, self._make(upload.moved(), identifier))
+        upload.discard()  # others may have sent the same
+        return await self._results.made(key), False
+
+    async def _make(self, upload: Upload, identifier: str) -> Result | ApiError:
+        """Score an upload that nobody else has sent.
+
+        Errors are returned: what is raised holds on to whatever was under way.
+        """
+        try:
+            begun = await self._decoders.run(functools.partial(self._begin, upload, identifier))
+            if isinstance(begun, ApiError):
+                return begun
+            facts, look, decode_s, cut_s = begun
+            del begun
+            score, queue_s, forward_s = await self._queue.score(look)
+            while score.more is not None:
+                look, again_s = await self._looks.run(functools.partial(self._next, score.more))
+                del score  # it holds what the look was cut from
+                score, queued_s, forward_again_s = await self._queue.score(look, next_up=True)
+                cut_s += again_s
+                queue_s += queued_s
+                forward_s += forward_again_s
+        except ApiError as error:
+            return error.with_traceback(None)
+        except Exception as error:  # noqa: BLE001  (a bug)
+            return _unexpected(error, identifier)
+        finally:
+            upload.discard()  # a busy decoder's queue may hold it still
+        timings = TimingsOut(
+            decode=_ms(decode_s), patches=_ms(cut_s), queue=_ms(queue_s), inference=_ms(forward_s)
+        )
+        return facts, score, timings
+
+    def _begin(
+        self, upload: Upload, identifier: str
+    ) -> tuple[Facts, Look, float, float] | ApiError:
+        """Decode, and cut the first look; with the seconds of both. Runs among the decoders."""
+        start = time.monotonic()
+        try:
+            picture = decode(upload.take(), self._limits)
+            decoded = time.monotonic()
+            look = self.detector.look(picture.pixels)
+        except ImageError as error:
+            return from_image(error)
+        except Exception as error:  # noqa: BLE001  (a bug)
+            return _unexpected(error, identifier)
+        cut = time.monotonic()
+        self._metrics.stage.labels("decode").observe(decoded - start)
+        self._metrics.stage.labels("patches").observe(cut - decoded)
+        return picture.facts, look, decoded - start, cut - decoded
+
+    def _next(self, more: Callable[[], Look]) -> tuple[Look, float]:
+        """Cut the next look, with the seconds it took. Runs in the thread for looks."""
+        start = time.monotonic()
+        look = more()
+        took = time.monotonic() - start
+        self._metrics.stage.labels("patches").observe(took)
+        return look, took
+
+
+def _unexpected(error: Exception, identifier: str) -> ApiError:
+    log_unexpected(log, error, identifier)
+    return ApiError("internal_error", "The image could not be handled.")
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 2)

@@ -1,0 +1,242 @@
+"""Reading image files out of a request, in memory only."""
+
+import hashlib
+import io
+from collections.abc import AsyncGenerator
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import ApiError
+
+# Smaller chunks are gathered: an object for every byte of a hostile sender would cost forty.
+_SMALL_CHUNK = 65536
+
+
+class Upload:
+    """One uploaded file, kept in the chunks in which it arrived.
+
+    To join or to digest them takes milliseconds, which the event loop has not got: that is for
+    other threads.
+
+    Args:
+        filename: only ever given back to whoever sent it.
+    """
+
+    def __init__(self, filename: str | None = None) -> None:
+        self.filename = filename
+        self._chunks: list[bytes] = []
+        self._gathered = bytearray()
+
+    def add(self, data: bytes) -> None:
+        """Take the next bytes."""
+        if not self._gathered and len(data) >= _SMALL_CHUNK:
+            self._chunks.append(data)
+            return
+        self._gathered += data
+        if len(self._gathered) >= _SMALL_CHUNK:
+            self._close_chunk()
+
+    def digest(self) -> str:
+        """The file's sha256, in hexadecimal."""
+        self._close_chunk()
+        digest = hashlib.sha256()
+        for chunk in self._chunks:
+            digest.update(chunk)  # without the GIL where it is long
+        return digest.hexdigest()
+
+    def moved(self) -> "Upload":
+        """An upload that has the file now, while this one has it no longer."""
+        other = Upload(self.filename)
+        other._chunks, other._gathered = self._chunks, self._gathered
+        self.discard()
+        return other
+
+    def take(self) -> bytes:
+        """The whole file, once: it is not kept here any longer."""
+        self._close_chunk()
+        data = b"".join(self._chunks)  # without the GIL where it is long
+        self.discard()
+        return data
+
+    def discard(self) -> None:
+        """Let go of the file: whoever waits for a decoder, or has given up, may hold this still."""
+        self._chunks = []
+        self._gathered = bytearray()
+
+    def _close_chunk(self) -> None:
+        if self._gathered:
+            self._chunks.append(bytes(self._gathered))
+            self._gathered.clear()
+
+
+# Boundaries and headers of a form around its one file.
+_FORM_BYTES = 65536
+
+
+class _Part(UploadFile):
+    """A file of a form: Starlette's own would copy it as it grows, and again when it is read."""
+
+    def __init__(self, filename: str | None) -> None:
+        super().__init__(io.BytesIO(), filename=filename)
+        # A form may declare a charset that yields lone surrogates: no JSON could carry them back.
+        self.upload = Upload((filename or "").encode("utf-8", "replace").decode() or None)
+
+    async def write(self, data: bytes) -> None:
+        self.upload.add(data)
+
+    async def seek(self, offset: int) -> None:
+        """Nothing to go back in."""
+
+
+class _InMemoryParser(MultiPartParser):
+    """Uploads never touch the disk; `BodyLimit` bounds the memory."""
+
+    finished = False
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        if self._current_part.file is not None:
+            self._current_part.file = _Part(self._current_part.file.filename)
+
+    def on_end(self) -> None:
+        self.finished = True
+
+
+async def read_one(request: Request, most_bytes: int) -> Upload:
+    """Read the image of a `/detect` request: multipart field `file`, or a raw `image/*` body.
+
+    Args:
+        request: its body is not read yet.
+        most_bytes: of the image; no more than that is read into memory.
+
+    Raises:
+        ApiError: malformed_multipart, missing_file, payload_too_large, too_many_files,
+            unsupported_media_type.
+    """
+    kind = _media_type(request)
+    if kind.startswith("image/"):
+        return await _body(request, most_bytes)
+    if kind != "multipart/form-data":
+        raise ApiError(
+            "unsupported_media_type", "Send multipart/form-data with a field `file`, or image/*."
+        )
+    stream = _bounded(request, most_bytes + _FORM_BYTES)
+    files = await _files(request, stream, "file", most=1)
+    return files[0]
+
+
+async def read_many(request: Request, most: int) -> list[Upload]:
+    """Read the repeated field `files` of a `/detect/batch` request.
+
+    Raises:
+        ApiError: malformed_multipart, missing_file, too_many_files, unsupported_media_type.
+    """
+    if _media_type(request) != "multipart/form-data":
+        raise ApiError(
+            "unsupported_media_type", "Send multipart/form-data with a repeated field `files`."
+        )
+    return await _files(request, request.stream(), "files", most=most)
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives, up to `most` bytes."""
+    seen = 0
+    async for chunk in request.stream():
+        seen += len(chunk)
+        if seen > most:
+            raise ApiError(
+                "payload_too_large",
+                "The image has more bytes than one may have; GET /model names the limit.",
+                headers={"Connection": "close"},  # or the rest would have to be read
+            )
+        yield chunk
+
+
+async def _body(request: Request, most: int) -> Upload:
+    upload = Upload()
+    try:
+        async for chunk in _bounded(request, most):
+            upload.add(chunk)
+    except ClientDisconnect:
+        raise ApiError("bad_request", "The body ended early.") from None
+    return upload
+
+
+async def _files(
+    request: Request, stream: AsyncGenerator[bytes, None], name: str, *, most: int
+) -> list[Upload]:
+    form = await _parse(request, stream, most)
+    uploads = [part.upload for part in form.getlist(name) if isinstance(part, _Part)]
+    if not uploads:
+        raise ApiError("missing_file", f"The form has no file in a field named `{name}`.")
+    return uploads
+
+
+async def _parse(request: Request, stream: AsyncGenerator[bytes, None], most: int) -> FormData:
+    parser = _InMemoryParser(
+        request.headers, stream, max_files=most + 1, max_fields=16, max_part_size=65536
+    )
+    try:
+        form = await parser.parse()
+    except ClientDisconnect:
+        raise ApiError("bad_request", "The body ended early.") from None
+    except (MultiPartException, UnicodeError) as error:  # a declared charset may be any codec
+        # The parser's own message is the only sign of which limit was hit.
+        if isinstance(error, MultiPartException) and error.message.startswith("Too many files"):
+            raise _too_many(most) from None
+        raise ApiError("malformed_multipart", "The multipart body breaks RFC 7578.") from None
+    files = sum(isinstance(part, UploadFile) for _, part in form.multi_items())
+    if files > most:
+        raise _too_many(most)
+    if not parser.finished:
+        raise ApiError("malformed_multipart", "The multipart body ends before its last boundary.")
+    return form
+
+
+def _too_many(most: int) -> ApiError:
+    if most == 1:
+        return ApiError("too_many_files", "Send one file, or several to /detect/batch.")
+    return ApiError("too_many_files", f"A request may carry {most} files.")
+
+
+class BodyLimit:
+    """ASGI middleware: refuses a body above the limit by its declared length, or as it arrives."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count what `receive` gives."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.max_bytes:
+            raise self._refusal()
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.max_bytes:
+                raise self._refusal()
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _refusal(self) -> ApiError:
+        # Closing is the only way not to read the rest.
+        return ApiError(
+            "payload_too_large",
+            f"A request may have {self.max_bytes} bytes at most.",
+            headers={"Connection": "close"},
+        )

@@ -1,0 +1,60 @@
+"""Threads for work that the event loop has no time for."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from model.hardware import use_threads
+
+T = TypeVar("T")
+
+
+class Workers:
+    """Threads for one kind of work, done in the order in which it comes; one that hangs is seen.
+
+    Each is one thread for its own torch operations, too: cores are for the forward pass.
+
+    Args:
+        name: of the threads.
+        threads: how many, started when they are first needed.
+        stuck_after_s: work that takes longer than this hangs.
+    """
+
+    def __init__(self, name: str, threads: int, stuck_after_s: float) -> None:
+        self._starts: list[float] = []  # of the work under way
+        self._stuck_after_s = stuck_after_s
+        self._pool = ThreadPoolExecutor(threads, name, initializer=use_threads, initargs=(1,))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do it in one of the threads.
+
+        Once this is cancelled, what has not begun never does, but a thread that is busy holds
+        `work` until its turn would have come.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._watched, work)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is at work; after `stop`, one that nothing will end."""
+        return bool(self._starts)
+
+    @property
+    def alive(self) -> bool:
+        """Whether no thread hangs."""
+        oldest = min(list(self._starts), default=math.inf)
+        return time.monotonic() - oldest < self._stuck_after_s
+
+    def stop(self) -> None:
+        """Begin nothing more; does not wait for what is under way."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _watched(self, work: Callable[[], T]) -> T:
+        start = time.monotonic()
+        self._starts.append(start)
+        try:
+            return work()
+        finally:
+            self._starts.remove(start)

@@ -1,0 +1,5 @@
+"""Load on a server, and the scripts that print every figure quoted in the documents.
+
+`nsnet bench` uses `load`, `local` and `baseline`; all else is run as a script. What they need
+beside the service comes with `nsnet[bench]`.
+"""

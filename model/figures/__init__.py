@@ -1,0 +1,1 @@
+"""What is quoted of scores: figures with intervals, tables, plots."""

@@ -1,0 +1,1 @@
+"""Views: what of a picture is looked at."""

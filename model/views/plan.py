@@ -1,0 +1,172 @@
+"""What of a picture is looked at, in which order, and how much each view counts.
+
+A plan may begin with the whole image, resized, which looks for what resizing and compression leave;
+patches at native resolution follow it, which see what resizing takes away.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from model.views.patches import (
+    Candidates,
+    PatchRule,
+    Selection,
+    choose_patches,
+    cut_candidates,
+    select_patches,
+    whole_image,
+)
+
+Logit = TypeVar("Logit", float, Tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Canvases of one picture, ready for the network.
+
+    Attributes:
+        canvases: uint8 [K, 3, S, S], on the network's device.
+        warnings: machine-readable notes, e.g. `few_patches`.
+        seen: logits of the picture's canvases that were scored before these.
+        more: cuts the canvases of the next look, uint8 [L, 3, S, S]; it holds copies of what may be
+            looked at, never the picture. None: these are the last.
+    """
+
+    canvases: Tensor
+    warnings: tuple[str, ...] = ()
+    seen: tuple[float, ...] = ()
+    more: Callable[[], Tensor] | None = None
+
+
+class ViewPlan(BaseModel):
+    """The views of a picture; stored in the checkpoint, so that training and serving agree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    whole: bool = Field(
+        False, description="the first canvas is the whole image: its centre square, resized"
+    )
+    whole_share: float = Field(
+        0.5, gt=0, le=1, description="its weight in the image's logit; the patches share the rest"
+    )
+    patches: PatchRule = PatchRule()
+
+    @model_validator(mode="after")
+    def _sees_something(self) -> "ViewPlan":
+        if not self.canvases:
+            raise ValueError("a plan needs the whole image, or canvases of patches")
+        if self.whole and self.patches.patches_per_canvas > 1:
+            raise ValueError("whole: the whole image goes with native windows, not with mosaics")
+        return self
+
+    @property
+    def canvas_size(self) -> int:
+        """S: side of a canvas, pixels."""
+        return self.patches.canvas_size
+
+    @property
+    def min_side(self) -> int:
+        """Smallest accepted image side, pixels."""
+        return self.patches.min_side
+
+    @property
+    def canvases(self) -> int:
+        """Canvases of an image, the whole one included."""
+        return self.whole + self.patches.canvases
+
+    @property
+    def first(self) -> int:
+        """Canvases of the first look: the whole image alone, where the plan has it."""
+        return 1 if self.whole else self.canvases
+
+    def combine(self, logits: Sequence[Logit]) -> Logit:
+        """An image's logit from those of its canvases, in their order."""
+        if not self.whole or len(logits) == 1:
+            return _mean(logits)
+        return self.whole_share * logits[0] + (1 - self.whole_share) * _mean(logits[1:])
+
+    def select(self, images: Tensor, *, generator: torch.Generator | None = None) -> Selection:
+        """Every view at once.
+
+        Args:
+            images: uint8 [B, 3, H, W], sRGB, any device.
+            generator: see `patches.select_patches`.
+
+        Raises:
+            ImageTooSmallError: a side is below `min_side`.
+        """
+        whole = whole_image(images, self.patches) if self.whole else None
+        if not self.patches.canvases and whole is not None:
+            return whole
+        selected = select_patches(images, self.patches, generator=generator)
+        return selected if whole is None else _joined(whole, selected)
+
+    def look(self, image: Tensor, *, adaptive: bool) -> Look:
+        """What is looked at first.
+
+        The memory it takes is that of `PatchRule.candidates` canvases and one at most: a larger
+        image is let go, and copies of what may be looked at are kept.
+
+        Args:
+            image: uint8 [1, 3, H, W], sRGB; not changed, and not needed afterwards.
+            adaptive: begin with the first look, where the plan has several; else all at once.
+
+        Raises:
+            ImageTooSmallError: a side is below `min_side`.
+        """
+        if not adaptive or self.first == self.canvases:
+            selection, more = self.select(image), None
+        else:
+            selection = whole_image(image, self.patches)
+            large = image.numel() > self.patches.candidates * selection.canvases.numel()
+            kept = cut_candidates(image, self.patches) if large else image.clone()
+            more = functools.partial(_patches_of, kept, self.patches)
+        warnings = ("few_patches",) if selection.sparse else ()
+        return Look(selection.canvases[0], warnings, more=more)
+
+    def drawn(self, rng: np.random.Generator) -> "ViewPlan":
+        """One canvas of the plan's, as training draws it: the whole image as often as it is one."""
+        whole = self.whole and bool(rng.integers(self.canvases) == 0)
+        return self._with(whole=whole, canvases=int(not whole))
+
+    def degraded(self, rng: np.random.Generator) -> "ViewPlan":
+        """`drawn`, for a degraded copy; one patch cannot be of both extremes: toss for it."""
+        if self.patches.patches_per_canvas > 1:
+            return self.drawn(rng)
+        share = float(rng.integers(2))
+        return self._with(whole=self.whole, canvases=self.patches.canvases, high_share=share).drawn(
+            rng
+        )
+
+    def _with(self, *, whole: bool, **patches: float) -> "ViewPlan":
+        changed = self.patches.model_copy(update=patches)
+        return self.model_copy(update={"whole": whole, "patches": changed})
+
+
+def _mean(logits: Sequence[Logit]) -> Logit:
+    total = logits[0]
+    for logit in logits[1:]:
+        total = total + logit
+    return total / len(logits)
+
+
+def _joined(first: Selection, then: Selection) -> Selection:
+    return Selection(
+        canvases=torch.cat([first.canvases, then.canvases], dim=1),
+        boxes=torch.cat([first.boxes, then.boxes], dim=1),
+        entropies=torch.cat([first.entropies, then.entropies], dim=1),
+        sparse=first.sparse or then.sparse,
+    )
+
+
+def _patches_of(kept: Tensor | Candidates, rule: PatchRule) -> Tensor:
+    """The chosen patches of an image, or among its candidates: uint8 [K, 3, S, S]."""
+    candidates = cut_candidates(kept, rule) if isinstance(kept, Tensor) else kept
+    return choose_patches(candidates, rule).canvases[0]

@@ -1,0 +1,280 @@
+"""One image's way, and what is left of it while it waits."""
+
+import asyncio
+import gc
+import sys
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from app.errors import ApiError
+from app.intake.uploads import Upload
+from app.schemas import DetectionOut
+from app.service import Service, State
+from app.settings import Settings
+from model.images import Limits, Picture, decode
+from tests.fakes import DOUBTFUL, POISON, FakeDetector
+from tests.images import jpeg
+from tests.server.conftest import eventually
+from tests.server.test_detect import grey
+
+
+@asynccontextmanager
+async def serving(fake: FakeDetector, **settings: Any) -> AsyncIterator[Service]:
+    service = Service(Settings(**{"cache_size": 0} | settings), lambda _: fake)
+    await service.start(lambda: None)
+    assert service.state is State.READY
+    try:
+        yield service
+    finally:
+        fake.gate.set()
+        await asyncio.to_thread(service.stop)
+
+
+def ask(
+    service: Service, data: bytes, seconds: float = 20, upload: Upload | None = None
+) -> asyncio.Task[DetectionOut]:
+    upload = upload or Upload()
+    upload.add(data)
+    return asyncio.create_task(
+        service.desk.answer(
+            upload, identifier="id", threshold=None, deadline=time.monotonic() + seconds
+        )
+    )
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    await asyncio.to_thread(eventually, condition)
+
+
+async def code(task: asyncio.Task[DetectionOut]) -> str:
+    with pytest.raises(ApiError) as caught:
+        await task
+    return caught.value.code
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What only a search for garbage would free counts as held."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Watched:
+    """What went through the decoders."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files: list[bytes] = []
+        self.pixels: list[weakref.ref[NDArray[np.uint8]]] = []
+        monkeypatch.setattr("app.desk.decode", self._decode)
+
+    def _decode(self, data: bytes, limits: Limits) -> Picture:
+        self.files.append(data)
+        picture = decode(data, limits)
+        self.pixels.append(weakref.ref(picture.pixels))
+        return picture
+
+    def held(self) -> int:
+        """Files and pixels that anybody but this test holds."""
+        files = sum(sys.getrefcount(self.files[index]) > 2 for index in range(len(self.files)))
+        return files + sum(pixels() is not None for pixels in self.pixels)
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_of_an_image_that_waits_for_the_device_neither_file_nor_pixels_are_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """64 photographs of 24 megapixels held 4.6 GB of pixels until they were answered."""
+    watched, fake = Watched(monkeypatch), FakeDetector()
+
+    async def run() -> None:
+        async with serving(fake, max_batch=1) as service:
+            fake.gate.clear()
+            tasks = [ask(service, jpeg(400, 300, seed)) for seed in range(6)]
+            await until(lambda: service.desk.waiting == 5)  # and one that the device has
+            assert len(watched.files) == len(watched.pixels) == 6
+            assert watched.held() == 0
+            fake.gate.set()
+            assert {answer.image.width for answer in await asyncio.gather(*tasks)} == {400}
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_an_error_holds_neither_file_nor_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback has frames, and frames have all that was under way in them."""
+    watched, fake = Watched(monkeypatch), FakeDetector()
+
+    def bug(grey: int) -> None:
+        if grey == 70:
+            raise RuntimeError("of no decoder's")
+
+    fake.before_look = bug
+    refused = {
+        "corrupt_image": jpeg(400, 300)[:9000],
+        "unsupported_media_type": b"no image " * 1000,
+        "image_too_small": grey(20, (60, 60)),
+        "internal_error": grey(70, (300, 300)),
+        "inference_failed": grey(POISON, (300, 300)),
+    }
+
+    async def run() -> list[BaseException | None]:
+        async with serving(fake) as service:
+            tasks = [ask(service, data) for data in refused.values()]
+            await asyncio.wait(tasks)
+            return [task.exception() for task in tasks]
+
+    data = [bytes(bytearray(one)) for one in refused.values()]  # the test's own stay out of it
+    refused = dict(zip(refused, data, strict=True))
+    del data
+    errors = asyncio.run(run())
+    assert [error.code for error in errors if isinstance(error, ApiError)] == list(refused)
+    refused.clear()
+    assert len(watched.files) == 5
+    assert len(watched.pixels) == 2
+    assert watched.held() == 0
+
+
+def test_a_second_look_waits_for_no_decoder() -> None:
+    """Behind every decode in one pool, a doubtful image that came first was answered eleventh."""
+    fake, busy, entered = FakeDetector(), threading.Event(), threading.Event()
+
+    def look(grey: int) -> None:
+        if grey != DOUBTFUL:
+            entered.set()
+            busy.wait(20)
+
+    fake.before_look = look
+
+    async def run() -> None:
+        async with serving(fake, decode_workers=1) as service:
+            fake.gate.clear()
+            doubtful = ask(service, grey(DOUBTFUL))
+            await asyncio.to_thread(fake.entered.wait, 5)
+            others = [ask(service, grey(value)) for value in range(100, 110)]
+            await asyncio.to_thread(entered.wait, 5)
+            fake.gate.set()
+            answer = await asyncio.wait_for(doubtful, 10)
+            assert answer.looks == 2
+            assert not any(other.done() for other in others)
+            busy.set()
+            await asyncio.gather(*others)
+
+    asyncio.run(run())
+
+
+def test_a_second_look_that_hangs_fails_liveness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.service.Service._stuck_after_s", 0.3)
+    fake, stuck = FakeDetector(), threading.Event()
+    fake.before_more = lambda: stuck.wait(20)
+
+    async def run() -> None:
+        async with serving(fake) as service:
+            task = ask(service, grey(DOUBTFUL))
+            await until(lambda: fake.batches and not service.alive)
+            assert service.busy
+            stuck.set()
+            assert (await task).looks == 2
+            assert service.alive
+
+    asyncio.run(run())
+
+
+def test_who_shares_an_image_keeps_a_deadline_of_its_own() -> None:
+    fake = FakeDetector()
+
+    async def run() -> None:
+        async with serving(fake) as service:
+            fake.gate.clear()
+            first = ask(service, grey(100), seconds=1)
+            await asyncio.to_thread(fake.entered.wait, 5)
+            second = ask(service, grey(100))
+            assert await code(first) == "deadline_exceeded"
+            await asyncio.sleep(0.05)
+            assert not second.done()
+            fake.gate.set()
+            assert (await second).score == pytest.approx(100 / 255)
+
+    asyncio.run(run())
+    assert fake.batches == [1]
+
+
+def test_of_identical_uploads_one_file_is_kept() -> None:
+    fake, busy = FakeDetector(), threading.Event()
+    fake.before_look = lambda _: busy.wait(20)
+
+    async def run() -> None:
+        async with serving(fake, decode_workers=1) as service:
+            decoding = ask(service, grey(100))  # so that the first of the others waits for it
+            uploads = [Upload() for _ in range(3)]
+            tasks = [ask(service, grey(101), upload=upload) for upload in uploads]
+            await until(lambda: service.desk.sharing == 2)
+            assert [upload.take() for upload in uploads] == [b""] * 3
+            busy.set()
+            await asyncio.gather(decoding, *tasks)
+
+    asyncio.run(run())
+    assert sum(fake.batches) == 2
+
+
+def test_an_image_whose_deadline_passes_in_the_queue_is_never_scored() -> None:
+    fake = FakeDetector()
+
+    async def run() -> None:
+        async with serving(fake) as service:
+            fake.gate.clear()
+            first = ask(service, grey(100))
+            await asyncio.to_thread(fake.entered.wait, 5)
+            expired = [ask(service, grey(101), seconds=0.2) for _ in range(2)]
+            assert [await code(task) for task in expired] == ["deadline_exceeded"] * 2
+            await until(lambda: service.desk.waiting == 0)
+            fake.gate.set()
+            await first
+
+    asyncio.run(run())
+    assert fake.batches == [1]
+
+
+def test_an_error_is_shared_and_not_kept() -> None:
+    fake = FakeDetector()
+
+    async def run() -> None:
+        async with serving(fake, cache_size=100) as service:
+            fake.gate.clear()
+            tasks = [ask(service, grey(POISON)) for _ in range(4)]
+            await asyncio.to_thread(fake.entered.wait, 5)
+            await until(lambda: service.desk.sharing == 3)
+            fake.gate.set()
+            assert [await code(task) for task in tasks] == ["inference_failed"] * 4
+            assert fake.batches == [1]
+            assert await code(ask(service, grey(POISON))) == "inference_failed"
+
+    asyncio.run(run())
+    assert fake.batches == [1, 1]
+
+
+def test_a_batch_does_not_wait_for_images_that_share_another() -> None:
+    """Each has a place, but one look comes of them all: waiting for more was waiting for none."""
+    fake = FakeDetector()
+
+    async def run() -> None:
+        async with serving(fake, max_wait_ms=1000, max_batch=8) as service:
+            with service.places.hold(4):
+                fake.before_look = lambda _: service_busy.wait(5)
+                tasks = [ask(service, grey(100)) for _ in range(4)]
+                await until(lambda: service.desk.sharing == 3)
+                service_busy.set()
+                answers = await asyncio.gather(*tasks)
+            assert max(answer.timings_ms.queue for answer in answers) < 500
+
+    service_busy = threading.Event()
+    asyncio.run(run())
