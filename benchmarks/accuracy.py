@@ -24,19 +24,18 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from benchmarks import TWIN
 from benchmarks.local import local_server
-from model.checkpoint import KEY, read_checkpoint
+from model.checkpoint import read_checkpoint, write_checkpoint
+from model.data.copies import JUDGED
 from model.data.degrade import CONDITIONS, rng_of
 from model.data.manifest import Row, read_dataset
 from model.errors import ImageError
 from model.figures.predictions import Predictions
 from model.figures.tables import consistency, markdown, overall, overall_table, per_group
 from model.images import read_picture
-from model.tensorfile import write_tensors
 from model.verdicts import Verdict
 
-ROOT = Path(__file__).resolve().parent.parent
-DEFAULT = ROOT / "weights" / "nsnet-vit-b-16-train.safetensors"
 CLIENTS = 4
 
 
@@ -60,7 +59,7 @@ def without_selection(checkpoint: Path, folder: Path) -> Path:
         update={"views": views.model_copy(update={"patches": centre})}
     )
     path = folder / "centre.safetensors"
-    write_tensors(path, stored.tensors, KEY, metadata)
+    write_checkpoint(path, stored.tensors, metadata)
     return path
 
 
@@ -106,7 +105,7 @@ def through_http(client: httpx.Client, rows: list[Row], condition: str) -> Predi
 
 def measure(client: httpx.Client, rows: list[Row]) -> dict[str, Any]:
     """Figures of one server over both conditions."""
-    predictions = {name: through_http(client, rows, name) for name in ("clean", "equalised")}
+    predictions = {name: through_http(client, rows, name) for name in JUDGED}
     figures: dict[str, Any] = {
         name: overall(part) | {"groups": per_group(part)} for name, part in predictions.items()
     }
@@ -118,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--split", default="val")
-    parser.add_argument("--checkpoint", type=Path, default=DEFAULT)
+    parser.add_argument("--checkpoint", type=Path, default=TWIN)
     parser.add_argument("--only", action="store_true", help="leave the second row out")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -140,7 +139,7 @@ def main() -> None:
         {
             f"{name}, {condition}": figures[condition]
             for name, figures in results.items()
-            for condition in ("clean", "equalised")
+            for condition in JUDGED
         }
     )
     print(markdown(header, cells))

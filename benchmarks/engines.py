@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import track
 
+from benchmarks import TWIN
 from model.data.manifest import read_dataset
 from model.detector import Detector, Look
 from model.figures.metrics import auc
@@ -25,7 +26,6 @@ from model.hardware import Runtime, cores, use_threads
 from model.images import read_picture
 from model.verdicts import Verdict
 
-TWIN = Path(__file__).resolve().parent.parent / "weights" / "nsnet-vit-b-16-train.safetensors"
 BATCH = 8
 ROUNDS = 5
 

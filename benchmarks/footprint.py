@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from model.hardware import cores, return_memory, use_threads
 
@@ -38,7 +39,7 @@ def steps() -> Iterator[tuple[str, Callable[[], object]]]:
     from model.hardware import Runtime
     from model.tower.sources import load_backbone
 
-    held: dict[str, object] = {}
+    held: dict[str, Any] = {}
 
     def tower() -> None:
         stored = read_checkpoint(DEFAULT_CHECKPOINT)
@@ -50,14 +51,14 @@ def steps() -> Iterator[tuple[str, Callable[[], object]]]:
         use_threads(cores())
         runtime = Runtime.resolve(threads=cores())
         stored, model = held.pop("stored"), held.pop("model")
-        run = make_engine(runtime, model, stored.ranges)  # type: ignore[arg-type,attr-defined]
+        run = make_engine(runtime, model, stored.ranges)
         if run.owns_weights:
-            model.release_tower()  # type: ignore[attr-defined]
-        held["detector"] = Detector(model, run, stored, runtime, "adaptive")  # type: ignore[arg-type]
+            model.release_tower()
+        held["detector"] = Detector(model, run, stored, runtime, "adaptive")
 
     yield "read tower and checkpoint, merge", tower
     yield "build the engine, let go of the tower", engine
-    yield "warm up", lambda: held["detector"].warm_up([1, 8])  # type: ignore[attr-defined]
+    yield "warm up", lambda: held["detector"].warm_up([1, 8])
     yield "give memory back", return_memory
 
 

@@ -34,6 +34,7 @@ REFUSALS = (429, 503)
 _SOI = b"\xff\xd8"
 _COMMENT = b"\xff\xfe\x00\x12"  # the segment's length counts itself: 2 + 16 bytes
 _JPEG = {"Content-Type": "image/jpeg"}
+_TIMEOUT_S = 120.0  # after which a request has no answer
 _BACKOFF_S = 0.1  # of a closed-loop client that was refused: without it, it would spin
 _TICK_S = 1.0
 # Below the 5 s after which uvicorn closes an idle connection: a request must not meet that close.
@@ -338,7 +339,6 @@ def apply_load(
     *,
     seconds: float,
     warmup: float = 2.0,
-    timeout_s: float = 120.0,
     watch: Watcher | None = None,
 ) -> Load:
     """Put a load on a server.
@@ -350,20 +350,14 @@ def apply_load(
         traffic: closed or open loop.
         seconds: counted time.
         warmup: seconds of the same load before it.
-        timeout_s: after which a request counts as a transport error.
         watch: called once a second of the counted time with the server's process, where it is
             ours, and all requests so far, those of the warm-up too.
     """
-    return asyncio.run(_apply(target, traffic, seconds, warmup, timeout_s, watch))
+    return asyncio.run(_apply(target, traffic, seconds, warmup, watch))
 
 
 async def _apply(
-    target: Target,
-    traffic: Closed | Open,
-    seconds: float,
-    warmup: float,
-    timeout_s: float,
-    watch: Watcher | None,
+    target: Target, traffic: Closed | Open, seconds: float, warmup: float, watch: Watcher | None
 ) -> Load:
     bodies = unlike(target.images)
     samples: list[Sample] = []
@@ -373,7 +367,7 @@ async def _apply(
         f"{target.url.rstrip('/')}/",
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
         headers=headers,
-        timeout=aiohttp.ClientTimeout(timeout_s),
+        timeout=aiohttp.ClientTimeout(_TIMEOUT_S),
     ) as client:
 
         async def ask(due: float) -> Sample:

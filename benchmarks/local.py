@@ -13,7 +13,8 @@ import httpx
 
 from model.errors import ModelError
 
-_SERVE = (sys.executable, "-m", "cli.main", "serve")
+SERVE = (sys.executable, "-m", "cli.main", "serve")
+"""`nsnet serve`, of the checkout in which it is run."""
 _POLL_S = 0.02
 _STOP_S = 30.0
 # What would be measured instead of the network, or stand in its way.
@@ -45,7 +46,7 @@ class Local:
 
 @contextlib.contextmanager
 def local_server(
-    command: Sequence[str] = _SERVE, *, timeout_s: float = 120, **settings: str
+    command: Sequence[str] = SERVE, *, timeout_s: float = 120, **settings: str
 ) -> Iterator[Local]:
     """Run a server until the `with` block ends.
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from model.data.manifest import folds, read_manifest
 from model.figures.metrics import auc, bootstrap
 from model.images import read_picture
-from model.tower.sources import DEFAULT_BACKBONE, load_backbone
+from model.tower.sources import load_backbone
 from model.tower.tokens import TowerSpec, block_tokens, normalise
 from model.verdicts import Scores
 from model.views.patches import PatchRule, select_patches
 
-SPEC = TowerSpec(DEFAULT_BACKBONE, reads=(4, 5, 6, 7, 8))
+SPEC = TowerSpec(reads=(4, 5, 6, 7, 8))
 RIDGE = 0.3
 FOLDS = 6
 RULES = {
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=4, help="take every N-th image")
     chosen = parser.parse_args()
     rows = read_manifest(chosen.manifest, chosen.split)[:: chosen.every]
-    visual = load_backbone(SPEC.backbone, depth=SPEC.depth).visual.bfloat16()
+    visual = load_backbone(depth=SPEC.depth).visual.bfloat16()
     names = [*RULES, "both extremes, by rank"]
     features: list[Tensor] = []
     for row in track(rows):
@@ -62,7 +62,15 @@ def main() -> None:
 
 
 def by_rank(canvas: Tensor, entropies: Tensor) -> Tensor:
-    """Lay a canvas's patches out by falling entropy instead of by position."""
+    """Lay a canvas's patches out by falling entropy instead of by position.
+
+    Args:
+        canvas: uint8 [3, S, S], of 32 px patches.
+        entropies: float32 [patches], in raster order.
+
+    Returns:
+        uint8 [3, S, S].
+    """
     side = canvas.shape[-1] // 32
     tiles = canvas.view(3, side, 32, side, 32).permute(1, 3, 0, 2, 4).reshape(-1, 3, 32, 32)
     tiles = tiles[entropies.argsort(descending=True)].view(side, side, 3, 32, 32)
@@ -70,7 +78,16 @@ def by_rank(canvas: Tensor, entropies: Tensor) -> Tensor:
 
 
 def held_out(x: Tensor, labels: Tensor, fold: Tensor) -> Scores:
-    """Scores of each fold by a ridge classifier trained on the others."""
+    """Scores of each fold by a ridge classifier trained on the others.
+
+    Args:
+        x: float32 [n, F], features.
+        labels: int64 [n], 1 = AI.
+        fold: int64 [n].
+
+    Returns:
+        float64 [n].
+    """
     y = labels.float() * 2 - 1
     scores = torch.zeros(len(x))
     for index in range(FOLDS):

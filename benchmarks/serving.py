@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py throughput [--rounds 3] [--seconds 10]
     python benchmarks/serving.py peer [--rounds 2] [--seconds 10] [--folder FOLDER]
+    python benchmarks/serving.py beside --folder CHECKOUT [--rounds 4] [--seconds 10]
     python benchmarks/serving.py overload [--seconds 60]
     python benchmarks/serving.py soak [--minutes 30] [--load 0.8]
 
@@ -15,6 +16,8 @@ exit status 1. `--json FILE` keeps everything. The tower must be in the cache
   of a single client over decoding, preparing and scoring one image alone.
 * peer: the same loads on `peer.py`, a FastAPI server with ONNX Runtime's int8 CLIP, one server at a
   time.
+* beside: the same loads on the service of another checkout, in this one's virtual environment, one
+  server at a time; not slower than it beyond the range that the rounds have.
 * overload: twice the measured capacity by the clock. What is admitted meets the deadline, the rest
   is told at once; memory stays; and the server is itself again as soon as the last answer is out.
 * soak: most of the measured capacity, for long: no error, no growth of memory or descriptors.
@@ -49,7 +52,7 @@ from benchmarks.load import (
     latency,
     synthetic,
 )
-from benchmarks.local import Local, local_server
+from benchmarks.local import SERVE, Local, local_server
 
 PEER = Path(__file__).with_name("peer.py")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "hubble_deep_field")
@@ -196,20 +199,7 @@ def peer(chosen: argparse.Namespace) -> Outcome:
         command = [sys.executable, str(PEER), str(folder)]
         with local_server(command, timeout_s=600):
             print("  the peer's tower is there", flush=True)
-        servers: dict[str, dict[str, Any]] = {"ours": {}, "peer": {"command": command}}
-        loads: dict[str, dict[int, list[Load]]] = {
-            name: {level: [] for level in LEVELS} for name in servers
-        }
-        for _ in range(chosen.rounds):
-            for name, options in servers.items():
-                with local_server(**options) as server:
-                    for level, rounds in loads[name].items():
-                        rounds.append(
-                            apply_load(
-                                target(server, images), Closed(level), seconds=chosen.seconds
-                            )
-                        )
-                        show(rounds[-1], f"{name}, ")
+        loads = in_turns({"ours": {}, "peer": {"command": command}}, images, chosen)
     print(
         "\n| clients | ours, images/s | peer, images/s | ours, p50 ms | peer, p50 ms |\n"
         "|---|---|---|---|---|"
@@ -229,6 +219,67 @@ def peer(chosen: argparse.Namespace) -> Outcome:
     ]
     checks.append(at_most("p50 of one client / peer's", rows[1][0][1] / rows[1][1][1], 0.7))
     return checks, {name: figures(levels) for name, levels in loads.items()}
+
+
+# --- beside -------------------------------------------------------------------------------------
+
+
+def beside(chosen: argparse.Namespace) -> Outcome:
+    """The service beside another checkout of it."""
+    if chosen.folder is None:
+        raise SystemExit("beside: --folder names the other checkout")
+    other = ["env", "-C", str(chosen.folder), *SERVE]
+    loads = in_turns({"ours": {}, "other": {"command": other}}, photographs(), chosen)
+    checks = []
+    print(
+        "\n| clients | | ours, by round | other, by round | ratio, least to most |\n"
+        "|---|---|---|---|---|"
+    )
+    for level in LEVELS:
+        ours, others = (loads[name][level] for name in ("ours", "other"))
+        for what, of in (("images/s", rate_of), ("1 / p50, 1/s", speed_of)):
+            pairs = [(of(a), of(b)) for a, b in zip(ours, others, strict=True)]
+            ratios = sorted(a / b for a, b in pairs)
+            columns = (" ".join(f"{v:.2f}" for v in values) for values in zip(*pairs, strict=True))
+            print(
+                f"| {level} | {what} | {' | '.join(columns)} | {ratios[0]:.3f}-{ratios[-1]:.3f} |"
+            )
+            checks.append(at_least(f"most of ours / other, {what} at {level}", ratios[-1], 1))
+    print()
+    return checks, {name: figures(levels) for name, levels in loads.items()}
+
+
+def rate_of(load: Load) -> float:
+    """Images per second."""
+    return load.images_per_s
+
+
+def speed_of(load: Load) -> float:
+    """Of half of the requests, at least: 1 / p50."""
+    return 1 / load.admitted.p50_s if load.admitted else 0.0
+
+
+def in_turns(
+    servers: dict[str, dict[str, Any]], images: Sequence[bytes], chosen: argparse.Namespace
+) -> dict[str, dict[int, list[Load]]]:
+    """Loads of every level on servers that take turns: by server, by clients, one a round.
+
+    Args:
+        servers: by name, what `local_server` takes.
+        images: what is sent.
+        chosen: how many rounds, and seconds of each load.
+    """
+    loads: dict[str, dict[int, list[Load]]] = {
+        name: {level: [] for level in LEVELS} for name in servers
+    }
+    for _ in range(chosen.rounds):
+        for name, options in servers.items():
+            with local_server(**options) as server:
+                for level, rounds in loads[name].items():
+                    at = target(server, images)
+                    rounds.append(apply_load(at, Closed(level), seconds=chosen.seconds))
+                    show(rounds[-1], f"{name}, ")
+    return loads
 
 
 # --- overload -----------------------------------------------------------------------------------
@@ -367,6 +418,7 @@ def main() -> None:
 
     command(throughput, rounds=3, seconds=10.0)
     command(peer, rounds=2, seconds=10.0, folder=None)
+    command(beside, rounds=4, seconds=10.0, folder=None)
     command(overload, seconds=60.0)
     command(soak, minutes=30.0, load=0.8)
     chosen = parser.parse_args()

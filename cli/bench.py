@@ -119,7 +119,9 @@ def _check_ready(url: str) -> None:
         raise UsageError(f"the server at {url} is not ready: /readyz says {status}")
 
 
-def _figures(target: "Target", loads: "Sequence[Load]", alone: "BaselineFigures | None") -> Any:
+def _figures(
+    target: "Target", loads: "Sequence[Load]", alone: "BaselineFigures | None"
+) -> dict[str, Any]:
     return {
         "url": target.url,
         "baseline": asdict(alone) if alone else None,

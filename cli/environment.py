@@ -1,9 +1,21 @@
-"""What every command asks of its surroundings, with mistakes as one line."""
+"""What the commands share: settings, logging, the command itself, and mistakes as one line."""
 
-from typing import TYPE_CHECKING
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
 
 if TYPE_CHECKING:
     from app.settings import Settings
+
+Data = Annotated[
+    Path, typer.Argument(help="CSV with path, label, group[, split], or a benchmark's folder")
+]
 
 
 class UsageError(Exception):
@@ -27,3 +39,14 @@ def read_settings() -> "Settings":
 def not_installed(error: ModuleNotFoundError, extra: str) -> UsageError:
     """What to say where a command needs packages that a plain installation leaves out."""
     return UsageError(f"{error.name} is not installed: pip install 'nsnet[{extra}]'")
+
+
+def log_progress() -> None:
+    """Show what the model logs from the level info on, on standard error."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+
+
+def command_line() -> str:
+    """What was run, for the record."""
+    return shlex.join(["nsnet", *sys.argv[1:]])

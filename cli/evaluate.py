@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.environment import not_installed
+from cli.environment import Data, command_line, not_installed
 
 _Checkpoint = Annotated[Path, typer.Argument(help="safetensors file by `nsnet train`")]
-_Data = Annotated[
-    Path, typer.Argument(help="CSV with path, label, group[, split], or a benchmark's folder")
-]
 _Split = Annotated[str, typer.Option(help="rows of the data to use")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 _Engine = Annotated[
@@ -30,7 +26,7 @@ _Backbone = Annotated[Path | None, typer.Option(help="the tower's file, instead 
 
 def evaluate(
     checkpoint: _Checkpoint,
-    data: _Data,
+    data: Data,
     to: Annotated[Path, typer.Option(help="folder for the report, scores and plots")],
     split: _Split = "val",
     conditions: Annotated[str | None, typer.Option(help="comma-separated; all by default")] = None,
@@ -74,7 +70,7 @@ def evaluate(
         predictions,
         detector,
         data=f"{data.name}, split {split}",
-        command=shlex.join(["nsnet", *sys.argv[1:]]),
+        command=command_line(),
         seen=seen,
     )
     (to / "report.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -98,7 +94,7 @@ def evaluate(
 
 def calibrate(
     checkpoint: _Checkpoint,
-    data: _Data,
+    data: Data,
     to: Annotated[Path, typer.Option(help="the checkpoint to write")],
     split: _Split = "val",
     accused: Annotated[

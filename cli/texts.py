@@ -1,12 +1,11 @@
 """`nsnet caption` and `nsnet projector`: from training images to the null space of their texts."""
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
+
+from cli.environment import Data, log_progress
 
 if TYPE_CHECKING:
     from model.nullspace import NullSpace
@@ -15,7 +14,7 @@ DEFAULT_RANK = 64
 
 
 def caption(
-    data: Annotated[Path, typer.Argument(help="manifest CSV, or a folder of generators")],
+    data: Data,
     to: Annotated[Path, typer.Option(help="text file; captions already there are kept")],
     split: Annotated[str, typer.Option(help="images to caption")] = "train",
     model: Annotated[
@@ -28,11 +27,7 @@ def caption(
     from model.data.manifest import read_dataset
     from model.training.captions import Captioner, write_captions
 
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True))],
-    )
+    log_progress()
     paths = [row.path for row in read_dataset(data, split)]
     captioner = Captioner.load(model, device=device)
     empty = write_captions(paths, captioner, to, batch_size=batch_size)

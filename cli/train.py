@@ -1,17 +1,13 @@
 """`nsnet train` and `nsnet ablate`."""
 
 import json
-import logging
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
-from cli.environment import not_installed
+from cli.environment import Data, command_line, log_progress, not_installed
 
 if TYPE_CHECKING:  # commands import what they need when they run
     from accelerate import Accelerator
@@ -20,9 +16,6 @@ if TYPE_CHECKING:  # commands import what they need when they run
     from model.hardware import Runtime
     from model.training.options import TrainOptions
 
-_Data = Annotated[
-    Path, typer.Argument(help="CSV with path, label, group[, split], or a benchmark's folder")
-]
 _Split = Annotated[str, typer.Option(help="rows to use, comma-separated: train, or train,val")]
 _Projector = Annotated[Path, typer.Option(help="null space, written by `nsnet projector`")]
 _Options = Annotated[Path | None, typer.Option(help="JSON of what differs from the preset")]
@@ -40,18 +33,14 @@ CACHE = Path("runs/cache")
 
 
 def _setup(engine: str, precision: str, dtype: str, *, cpu: bool) -> "tuple[Runtime, Accelerator]":
-    """Where and how the frozen tower runs, and the accelerator."""
+    """Log to standard error; say where and how the frozen tower runs, and the accelerator."""
     try:
         from accelerate import Accelerator
     except ModuleNotFoundError as error:
         raise not_installed(error, "train") from None
     from model.hardware import Runtime
 
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
-    )
+    log_progress()
     accelerator = Accelerator(cpu=cpu)
     return Runtime.resolve(str(accelerator.device), dtype, engine, precision), accelerator
 
@@ -93,7 +82,7 @@ def _options(file: Path | None, preset: str) -> "TrainOptions":
 
 
 def train(
-    data: _Data,
+    data: Data,
     projector: _Projector,
     to: Annotated[Path, typer.Option(help="the checkpoint to write")],
     name: Annotated[str, typer.Option(help="the checkpoint's, e.g. nsnet-vit-b-16")],
@@ -128,7 +117,7 @@ def train(
         to,
         name=name,
         version=version,
-        command=shlex.join(["nsnet", *sys.argv[1:]]),
+        command=command_line(),
         cache=cache,
         run=run,
         runtime=runtime,
@@ -140,7 +129,7 @@ def train(
 
 
 def ablate(
-    data: _Data,
+    data: Data,
     texts: Annotated[list[Path], typer.Option(help="V: .npy features, or captions")],
     to: Annotated[Path, typer.Option(help="folder for ablation.md and ablation.json")],
     split: _Split = "train",
@@ -164,7 +153,7 @@ def ablate(
         _options(options, preset),
         to,
         only=only.split(",") if only else None,
-        command=shlex.join(["nsnet", *sys.argv[1:]]),
+        command=command_line(),
         cache=cache,
         runtime=runtime,
         accelerator=accelerator,

@@ -1,8 +1,7 @@
 """One safetensors file holds all that is ours: projector basis, head, LoRA deltas, verdict rules.
 
-Beside them may lie the ranges of the tower's activations, for engines that multiply in int8.
-
-The frozen tower is not in it; its digest is.
+The ranges of the tower's activations, for engines that multiply in int8, may lie beside them. The
+frozen tower does not; its digest does.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from model.tower.adapters import Deltas, merge_lora, named_tensors, read_deltas
 from model.verdicts import VerdictRules, rules_of_format_1
 from model.views.plan import ViewPlan
 
-KEY = "nsnet"
+_KEY = "nsnet"
 _LORA = "lora."
 _RANGES = "ranges."
 
@@ -117,7 +116,7 @@ class Checkpoint:
 
     @property
     def ranges(self) -> Ranges | None:
-        """What `ranges.activation_ranges` found, or None where the file holds none."""
+        """By layer, as `ranges.activation_ranges` gives them; None where the file holds none."""
         return _split(self.tensors, _RANGES)[0] or None
 
     @property
@@ -145,13 +144,33 @@ def save_checkpoint(
         metadata: what the file says of itself.
         deltas: what LoRA adds to the tower, as `adapters.merge_lora` takes it.
         ranges: of the adapted tower, by `ranges.activation_ranges`.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
     adapters = {f"{_LORA}{name}": tensor for name, tensor in named_tensors(deltas or {}).items()}
     own = {k: v for k, v in model.state_dict().items() if not k.startswith("visual.")}
     read = {f"{_RANGES}{layer}": tensor for layer, tensor in (ranges or {}).items()}
     everything = own | adapters | read
     tensors = {name: tensor.detach().float().cpu() for name, tensor in everything.items()}
-    write_tensors(path, tensors, KEY, metadata)
+    write_checkpoint(path, tensors, metadata)
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
+    """Write a checkpoint's tensors as they are, e.g. with other metadata than they came with.
+
+    Args:
+        path: the file.
+        tensors: see `Checkpoint`.
+        metadata: what the file says of itself.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    try:
+        write_tensors(path, tensors, _KEY, metadata)
+    except OSError as error:
+        raise CheckpointError(f"no checkpoint can be written to {path}: {error.strerror}") from None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -165,7 +184,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError:
         raise CheckpointError(f"no checkpoint can be read at {path} (NSNET_CHECKPOINT)") from None
     try:
-        tensors, metadata = parse_tensors(data, path, KEY, Metadata, "an NS-Net checkpoint")
+        tensors, metadata = parse_tensors(data, path, _KEY, Metadata, "an NS-Net checkpoint")
     except ModelError as error:
         raise CheckpointError(str(error)) from None
     for name, tensor in tensors.items():
@@ -175,10 +194,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def build_model(checkpoint: Checkpoint, visual: VisionTransformer) -> NSNet:
-    """The network of a checkpoint on a loaded tower, LoRA merged, eval mode.
+    """The network of a checkpoint on a loaded tower, LoRA merged, eval mode, gradients off.
+
+    Args:
+        checkpoint: by `read_checkpoint`.
+        visual: the tower that it names, `NSNetConfig.depth` blocks at least; changed in place.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, or of another shape.
+        CheckpointError: a tensor is missing, left over, or of another shape, or canvases are not as
+            large as the tower takes them.
     """
     ranges, tensors = _split(checkpoint.tensors, _RANGES)
     tensors = _split(tensors, _LORA)[1]

@@ -44,9 +44,18 @@ CANVASES = ("all", "adaptive")
 
 
 class Detector:
-    """A loaded network with its view plan and verdict rules.
+    """A loaded network with its view plan and verdict rules; `Detector.load` gives one.
 
-    `look` may run in many threads at once, all else in one.
+    `look` and a score's `more` may run in many threads at once, all else in one.
+
+    Attributes:
+        name, version, sha256: the checkpoint's, the last of its file.
+        backbone, backbone_sha256: the tower's, as the checkpoint knows it.
+        device, engine, precision, dtype: where and how it runs, see `Runtime`; nothing is `auto`.
+        canvases: `all` or `adaptive`, see `load`.
+        thresholds: the checkpoint's cuts.
+        min_side: smallest side of a picture that is looked at, pixels.
+        calibration, evaluation: what the checkpoint says of its scores, as JSON values.
     """
 
     def __init__(
@@ -92,7 +101,8 @@ class Detector:
                 (`VerdictRules.settled`).
 
         Raises:
-            ModelError: with one clear line.
+            ModelError: an unknown `canvases`, checkpoint or tower cannot be had or do not fit each
+                other, or the runtime cannot be had here.
         """
         if canvases not in CANVASES:
             raise ModelError(f"canvases {canvases!r} is not one of {', '.join(CANVASES)}")
@@ -114,7 +124,7 @@ class Detector:
             model.release_tower()
         return cls(model, engine, stored, runtime, canvases)
 
-    def warm_up(self, images: Sequence[int] = (1,)) -> None:
+    def warm_up(self, images: Sequence[int]) -> None:
         """Run blank batches of so many images, so that the first request pays for nothing."""
         side = self._plan.canvas_size
         blank = self.look(np.zeros((side, side, 3), np.uint8))
@@ -166,10 +176,14 @@ class Detector:
         return self._rules.verdict(score.value, glance=score.glance, cut=cut)
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detection]:
-        """Everything at once: uint8 [H, W, 3] each, sRGB.
+        """Everything at once, in the order of the images.
+
+        Args:
+            images: uint8 [H, W, 3] each, sRGB.
 
         Raises:
-            ImageTooSmallError, InferenceError: as `look` and `predict`.
+            ImageTooSmallError: as `look`.
+            InferenceError: as `predict`.
         """
         return [
             Detection(self.verdict(s), s.value, s.looks, s.warnings, s.logit)

@@ -122,6 +122,9 @@ def max_difference(path: Path, network: nn.Module, size: int) -> float:
         path: the ONNX file.
         network: uint8 [n, 3, S, S] -> float32 [n].
         size: S.
+
+    Raises:
+        ExportError: the ONNX file gives logits of another shape.
     """
     import onnxruntime
 

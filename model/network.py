@@ -51,7 +51,7 @@ class NSNetConfig(BaseModel):
     def spec(self, visual: VisionTransformer) -> TowerSpec:
         """What is read from a tower; the joint space is read after its last block."""
         reads = self.blocks or (len(visual.transformer.resblocks),)
-        return TowerSpec(self.backbone, reads, self.pooled_after)
+        return TowerSpec(reads, self.pooled_after)
 
 
 class Head(nn.Module):
@@ -72,7 +72,7 @@ class Head(nn.Module):
         self.classify = nn.Linear(hidden, 1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, F] -> logits [n], embeddings [n, hidden]."""
+        """Null-space features float32 [n, F] -> logits [n], embeddings [n, hidden]."""
         embedding = self.embed((features - self.mean) * self.scale)
         return self.classify(nn.functional.gelu(embedding)).squeeze(-1), embedding
 

@@ -55,7 +55,15 @@ class NullSpace:
 
 
 def project(features: Tensor, basis: Tensor) -> Tensor:
-    """F P = F - (F B) B^T for features [..., d], as two thin products instead of a d x d one."""
+    """F P = F - (F B) B^T, as two thin products instead of a d x d one.
+
+    Args:
+        features: F, float [..., d].
+        basis: B, float [d, r], orthonormal columns.
+
+    Returns:
+        float [..., d].
+    """
     return features - (features @ basis) @ basis.transpose(-1, -2)
 
 

@@ -47,7 +47,12 @@ class Detection:
 
 
 class Pending:
-    """A batch that was handed to the device; a CPU is done with its forward by then."""
+    """A batch that was handed to the device; a CPU is done with its forward by then.
+
+    Args:
+        logits: one a canvas.
+        scores: makes the images' scores of them.
+    """
 
     def __init__(self, logits: Fetched, scores: Callable[[Iterator[float]], list[Score]]) -> None:
         self._logits = logits

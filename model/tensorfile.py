@@ -16,7 +16,17 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], key: str, about: BaseModel) -> None:
-    """Write tensors and, under `key`, what is said of them."""
+    """Write tensors and, under `key`, what is said of them; anyone may read the file.
+
+    Args:
+        path: the file; its folder need not be there.
+        tensors: of any shapes and dtypes, on the CPU, by name.
+        key: of the safetensors metadata.
+        about: what is said of the tensors.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(content, path, metadata={key: about.model_dump_json()})
@@ -34,6 +44,9 @@ def parse_tensors(
         key: as in `write_tensors`.
         kind: of what is said of the tensors.
         noun: what the file should be, for the messages.
+
+    Returns:
+        The tensors by name, and what is said of them.
 
     Raises:
         ModelError: not safetensors, nothing under `key`, or that is not a valid `kind`.

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.errors import ModelError
 
-Labels = NDArray[np.int64]
-Scores = NDArray[np.float64]
+Labels = NDArray[np.int64]  # [n], 1 = AI
+Scores = NDArray[np.float64]  # [n], of the same images; before calibration they are logits
 
 
 class _Strict(BaseModel):
@@ -66,7 +66,7 @@ class Calibration(_Strict):
         return 0.5 + 0.5 * math.tanh(0.5 * self.odds(logit))
 
     def scores(self, logits: Scores) -> Scores:
-        """`score` of each: float64 [n] -> float64 [n]."""
+        """`score` of each logit: float64 [n] -> float64 [n]."""
         return 0.5 + 0.5 * np.tanh(0.5 * (self.slope * logits + self.intercept))
 
 
@@ -164,7 +164,8 @@ def fit_thresholds(
     """Choose the cuts on held-out calibrated scores, under the worst of several conditions.
 
     Args:
-        conditions: labels and scores by name, e.g. of clean and of equalised copies.
+        conditions: by name, e.g. of clean and of equalised copies: labels int64 [n], 1 = AI, and
+            float64 [n] calibrated scores; both classes are there.
         accused: largest share of photographs that may be called `ai_generated`.
         missed: largest share of AI images that may be called `real`.
     """

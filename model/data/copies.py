@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CLEAN, EQUALISED, DEGRADED = 0, 1, 2
+# The copies by which left-out images are judged, by the name of their condition
+# (`degrade.CONDITIONS`).
+JUDGED = {"clean": CLEAN, "equalised": EQUALISED}
 _AHEAD = 32  # images decoded ahead of the tower
 
 
@@ -54,7 +57,15 @@ class Canvas:
 def copy_of(
     image: Image.Image, kind: int, rng: Rng, plan: ViewPlan, how: Augmentation
 ) -> tuple[Image.Image, ViewPlan]:
-    """One copy of the kind, and what of it is looked at: of a degraded copy, one canvas."""
+    """One copy of an image, and what of it is looked at: of a degraded copy, one canvas.
+
+    Args:
+        image: RGB.
+        kind: CLEAN, EQUALISED or DEGRADED.
+        rng: the only source of randomness.
+        plan: what of the other copies is looked at.
+        how: the degraded copies' distribution.
+    """
     if kind == EQUALISED:
         return equalise(image, rng), plan
     if kind == DEGRADED:
@@ -105,9 +116,11 @@ def _tensor(image: Image.Image) -> Tensor:
 def canvases_ahead(
     rows: Sequence[Row], plan: ViewPlan, kinds: Sequence[int], how: Augmentation
 ) -> Iterator[list[Canvas] | None]:
-    """`canvases_of` every image, decoded ahead of the tower; None for one that cannot be used.
+    """`canvases_of` every image, in order, decoded ahead of the tower.
 
-    In the end it is said, by reason, how many could not.
+    Returns:
+        Of each image its canvases, or None where it cannot be used. In the end it is said, by
+        reason, how many could not.
     """
     return _usable_only(rows, lambda index, row: canvases_of(index, row, plan, kinds, how))
 

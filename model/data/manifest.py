@@ -13,7 +13,8 @@ from model.errors import ModelError
 from model.images import SUFFIXES
 
 REAL, AI = 0, 1
-_LABELS = {"real": REAL, "ai": AI}
+CLASSES = {"real": REAL, "ai": AI}
+"""Labels by the name that manifests and reports have for them."""
 _REQUIRED = ("path", "label", "group")
 # Spreadsheets write semicolons where a comma is the decimal sign.
 _SEPARATORS = (",", ";")
@@ -132,10 +133,10 @@ def read_manifest(path: Path, split: str | None = None) -> list[Row]:
     for line, record in _records(path):
         if split is not None and record.get("split", split) != split:
             continue
-        if record["label"] not in _LABELS:
+        if record["label"] not in CLASSES:
             said = record["label"][:40]
             raise ManifestError(f"{path}, line {line}: label {said!r} is neither 'real' nor 'ai'")
-        label, group = _LABELS[record["label"]], record["group"]
+        label, group = CLASSES[record["label"]], record["group"]
         repository = record.get("origin_repo") or group
         owner = record.get("origin_repo", "").partition("/")[0] or group
         image = path.parent / record["path"]

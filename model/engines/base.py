@@ -16,7 +16,8 @@ from model.tower.sources import MEAN, STD
 
 Weights = NDArray[np.float32]
 
-# In one forward on a CPU: more at once is no faster, and takes memory with it.
+# What a CPU takes in one forward, as many as eight canvases make for ViT-B/16: more at once is no
+# faster, and takes memory with it.
 CPU_TOKENS = 8 * 197
 
 
@@ -72,7 +73,7 @@ class Engine:
         return 1
 
     def upload(self, pixels: Tensor) -> Tensor:
-        """Pixels where views are cut: on the engine's device."""
+        """Pixels, of any shape and dtype, where views are cut: on the engine's device."""
         return pixels
 
     def beside(self) -> AbstractContextManager[object]:
@@ -104,7 +105,7 @@ def chunk_of(visual: VisionTransformer) -> int:
 
 
 def in_parts(run: Callable[[Tensor], Tensor], canvases: Tensor, size: int) -> Tensor:
-    """Tokens of canvases [n, 3, S, S], `run` on at most `size` of them at once."""
+    """What `run` gives for canvases [n, 3, S, S], at most `size` at once: [n, ...]."""
     tokens = [run(part) for part in torch.split(canvases, size)]
     return tokens[0] if len(tokens) == 1 else torch.cat(tokens)
 
@@ -131,7 +132,7 @@ def check_tower(visual: VisionTransformer, blocks: Iterable[Any]) -> None:
 
 
 def numpy_of(tensor: Tensor) -> Weights:
-    """float32, on the CPU."""
+    """Values of any shape and float type, as float32 on the CPU."""
     array: Weights = tensor.detach().float().cpu().numpy()
     return array
 

@@ -60,6 +60,9 @@ class OpenVinoEngine(Engine):
         ranges: of the tower's activations (`ranges.activation_ranges`).
         kept: the block, from 1, after which `with_hidden` gives all tokens.
         pool_kept: pool those, of a tower that is not pooled.
+
+    Raises:
+        EngineError: OpenVINO is not installed, or a tower that the graph has no words for.
     """
 
     name = "openvino"
@@ -99,7 +102,14 @@ class OpenVinoEngine(Engine):
         return in_parts(lambda part: self._run(part)[0], canvases.contiguous(), self._chunk)
 
     def with_hidden(self, canvases: Tensor) -> tuple[Tensor, Tensor]:
-        """What a call gives, and all tokens after the block `kept`: float32 [n, L, width]."""
+        """What a call gives, and all tokens after the block `kept`.
+
+        Args:
+            canvases: uint8 [n, 3, S, S].
+
+        Returns:
+            float32 [n, reads, width] and [n, L, width].
+        """
         parts = [self._run(part) for part in torch.split(canvases.contiguous(), self._chunk)]
         tokens, hidden = (torch.cat(of) for of in zip(*parts, strict=True))
         return tokens, hidden
@@ -119,18 +129,18 @@ class _Graph:
         ranges: of what linear layers read, for int8 with fixed scales.
     """
 
-    def __init__(self, ov: Any, *, int8: bool, ranges: Ranges | None = None) -> None:
+    def __init__(self, ov: Any, *, int8: bool, ranges: Ranges | None) -> None:
         self._model = ov.Model
         self._ops = ov.opset13
         self._int8 = int8
         self._ranges = ranges or {}
 
     def tower(
-        self, visual: VisionTransformer, spec: TowerSpec, kept: int = 0, *, pool_kept: bool = False
+        self, visual: VisionTransformer, spec: TowerSpec, kept: int, *, pool_kept: bool
     ) -> Any:
         """Canvases uint8 [n, 3, S, S] -> ln_post of CLS tokens float32 [n, reads, width].
 
-        With `kept`, all tokens after that block are a second output.
+        With `kept`, counted from 1, all tokens after that block are a second output; 0: none.
         """
         ops, const, index = self._ops, self._const, self._index
         blocks = visual.transformer.resblocks
@@ -240,7 +250,7 @@ class _Graph:
         centred = ops.mvn(x, self._index([-1]), True, norm.eps, "INSIDE_SQRT")
         return ops.add(ops.multiply(centred, self._const(norm.weight)), self._const(norm.bias))
 
-    def _linear(self, x: Any, weight: Tensor, bias: Tensor, ranges: Tensor | None = None) -> Any:
+    def _linear(self, x: Any, weight: Tensor, bias: Tensor, ranges: Tensor | None) -> Any:
         ops, const = self._ops, self._const
         w: Any
         if ranges is not None:

@@ -15,7 +15,12 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # canvases in one forward on a GPU
 
 
 class TorchEngine(Engine):
-    """The network's own tower, moved to the device."""
+    """The network's own tower.
+
+    Args:
+        model: the network; moved to the device, its tower to the dtype.
+        runtime: device and dtype.
+    """
 
     name = "torch"
     owns_weights = False

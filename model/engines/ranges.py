@@ -71,7 +71,7 @@ def activation_ranges(
 
 
 def ranges_shapes(visual: VisionTransformer, depth: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of `activation_ranges` for a tower."""
+    """Shapes of what `activation_ranges` gives for `depth` blocks of a tower, by `LAYERS`."""
     block: Any = visual.transformer.resblocks[0]
     width, hidden = block.attn.embed_dim, block.mlp.c_fc.out_features
     return {layer: (depth, 2, hidden if layer == "c_proj" else width) for layer in LAYERS}

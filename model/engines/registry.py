@@ -43,7 +43,11 @@ def make_engine(runtime: Runtime, model: NSNet, ranges: Ranges | None = None) ->
 
 
 def decide(runtime: Runtime, ranges: Ranges | None) -> Runtime:
-    """The same with engine and precision named; see `make_engine`."""
+    """The same with engine and precision named; see `make_engine`.
+
+    Raises:
+        EngineError: an unknown engine or precision, or no engine for both.
+    """
     engine, precision = runtime.engine, runtime.precision
     if engine not in ("auto", *ENGINES):
         raise EngineError(f"the engine {engine!r} is not one of auto, {', '.join(ENGINES)}")
@@ -80,7 +84,13 @@ def _fastest(runtime: Runtime, ranges: Ranges | None) -> list[tuple[str, str]]:
 def tower_engine(
     runtime: Runtime, visual: VisionTransformer, spec: TowerSpec, ranges: Ranges | None = None
 ) -> Engine:
-    """Build an engine with weights of its own for any tower; see `make_engine`.
+    """Build an engine with weights of its own for any tower.
+
+    Args:
+        runtime: see `make_engine`.
+        visual: the tower, LoRA merged; left as it is.
+        spec: what is read of it.
+        ranges: see `make_engine`.
 
     Raises:
         EngineError: as `make_engine`, or the engine is torch.
@@ -112,6 +122,9 @@ def state_engine(
         spec: what is read of it.
         kept: counted from 1.
         pool_kept: pool those tokens, of a tower that is not pooled.
+
+    Returns:
+        Of canvases uint8 [n, 3, S, S]: tokens float32 [n, reads, width], and float32 [n, L, width].
 
     Raises:
         EngineError: as `tower_engine`, or it multiplies in int8.

@@ -1,1 +1,1 @@
-"""Evaluation: scores -> figures with intervals."""
+"""Evaluation: a checkpoint and labelled images -> predictions -> a report, or other rules."""

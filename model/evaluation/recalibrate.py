@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.checkpoint import KEY, Metadata, read_checkpoint
+from model.checkpoint import Metadata, read_checkpoint, write_checkpoint
+from model.data.copies import JUDGED
 from model.data.manifest import AI, REAL, Row, digest, folds
 from model.detector import Detector, Look
 from model.errors import ModelError
 from model.evaluation.evaluate import Answers, ask, trained_on
 from model.figures.crossfit import Logits, cross_fitted_figures, rules_of
-from model.tensorfile import write_tensors
 
-_CONDITIONS = ("clean", "equalised")
 _FOLDS = 5
 
 
@@ -73,7 +72,7 @@ def recalibrate(
             return [every]
         return [dataclasses.replace(every, canvases=every.canvases[: plan.first]), every]
 
-    answers = ask(rows, detector, looks_of, conditions=_CONDITIONS, progress=progress)
+    answers = ask(rows, detector, looks_of, conditions=tuple(JUDGED), progress=progress)
     logits = {name: _logits(rows, part) for name, part in answers.items()}
     promise: dict[str, Any] = {
         "accused": accused,
@@ -82,7 +81,7 @@ def recalibrate(
     }
     fitted_on = (
         f"{data} ({len(rows)} images, list sha256 {digest(rows)[:12]}), "
-        f"{' and '.join(_CONDITIONS)} copies"
+        f"{' and '.join(JUDGED)} copies"
     )
     rules = rules_of(logits, fitted_on, **promise)
     fold, how = _folds(rows)
@@ -90,10 +89,7 @@ def recalibrate(
     metadata = stored.metadata.model_copy(
         update={"verdicts": rules, "evaluation": {"cross_fitted": {"folds": how, **figures}}}
     )
-    try:
-        write_tensors(to, stored.tensors, KEY, metadata)
-    except OSError as error:
-        raise ModelError(f"no checkpoint can be written to {to}: {error.strerror}") from None
+    write_checkpoint(to, stored.tensors, metadata)
     return metadata
 
 

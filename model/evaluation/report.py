@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.data.manifest import Row, digest
+from model.data.manifest import CLASSES, Row, digest
 from model.detector import Detector
 from model.figures.predictions import Predictions
 from model.figures.tables import (
-    CLASSES,
     consistency,
     consistency_table,
     generator_mean,
@@ -51,7 +50,7 @@ def build_report(
             "sha256": detector.sha256,
             "calibration": dict(detector.calibration),
             "thresholds": detector.thresholds.model_dump(),
-            "device": str(detector.device),
+            "device": detector.device,
             "engine": detector.engine,
             "precision": detector.precision,
             "dtype": detector.dtype,
@@ -61,8 +60,8 @@ def build_report(
             "name": data,
             "sha256": digest(rows),
             "trained_on": seen,
-            "images": {k: sum(r.label == v for r in rows) for k, v in CLASSES},
-            "groups": {k: len({r.group for r in rows if r.label == v}) for k, v in CLASSES},
+            "images": {k: sum(r.label == v for r in rows) for k, v in CLASSES.items()},
+            "groups": {k: len({r.group for r in rows if r.label == v}) for k, v in CLASSES.items()},
         },
         "conditions": {
             name: {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from model.data.manifest import Row
 from model.errors import ModelError
+from model.figures.metrics import both_classes
 from model.figures.predictions import Predictions
 from model.figures.tables import overall, verdicts_by_group
 from model.verdicts import Labels, Margins, Scores, VerdictRules, fit_rules
@@ -52,7 +53,7 @@ def rules_of(
         ModelError: a class is absent, or the logits are no better than chance.
     """
     for name, part in conditions.items():
-        if not 0 < part.labels.sum() < len(part.labels):
+        if not both_classes(part.labels):
             raise ModelError(f"{name}: images of one class alone could be scored")
     logits = {name: (part.labels, part.first, part.all) for name, part in conditions.items()}
     return fit_rules(logits, fitted_on, accused=accused, missed=missed, margins=margins)
@@ -72,7 +73,7 @@ def cross_fit(
     Args:
         rows: the list.
         fold: of each row.
-        conditions: the logits.
+        conditions: the logits, by name.
         accused: see `verdicts.fit_rules`.
         missed: see `verdicts.fit_rules`.
         margins: see `verdicts.fit_rules`.
@@ -85,7 +86,7 @@ def cross_fit(
     verdicts = {name: np.empty(len(part.all), dtype=object) for name, part in conditions.items()}
     for held in np.unique(np.concatenate(list(folds.values()))):
         others = {name: _where(part, folds[name] != held) for name, part in conditions.items()}
-        if not all(0 < part.labels.sum() < len(part.labels) for part in others.values()):
+        if not all(both_classes(part.labels) for part in others.values()):
             raise ModelError(
                 f"outside of fold {held} there are images of one class alone: nothing to choose "
                 "its rules on"
@@ -122,6 +123,9 @@ def cross_fitted_figures(
     """What is quoted of `cross_fit`: by condition, `tables.overall`, and `groups` with verdicts.
 
     AUC and its like are of the logits: the scores are of a calibration a fold.
+
+    Raises:
+        ModelError: as `cross_fit`.
     """
     fitted = cross_fit(rows, fold, conditions, accused=accused, missed=missed, margins=margins)
     return {

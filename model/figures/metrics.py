@@ -2,6 +2,9 @@
 
 To quote another figure is to add a row to `FIGURES`: reports, tables, training's and the ablation's
 figures are all made from it. The figures themselves are NumPy only, so that anyone can check them.
+
+Everywhere, labels are int64 [n], 1 = AI; scores float64 [n], the higher the likelier AI, calibrated
+where a cut or a bin is laid against them; verdicts str [n].
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +22,11 @@ CUT = 0.5
 _BINS = 10
 
 Measure = Callable[[Labels, NDArray[Any]], float]
+
+
+def both_classes(labels: Labels) -> bool:
+    """Whether there are images of both."""
+    return bool(0 < labels.sum() < len(labels))
 
 
 def auc(labels: Labels, scores: Scores) -> float:
@@ -70,7 +78,7 @@ def balanced_accuracy(labels: Labels, scores: Scores, cut: float) -> float:
 
 def recall_at_fpr(labels: Labels, scores: Scores, rate: float) -> float:
     """Share of AI images above the cut that `rate` of the photographs exceed; NaN without both."""
-    if not 0 < labels.sum() < len(labels):
+    if not both_classes(labels):
         return float("nan")
     cut = np.quantile(scores[labels == 0], 1 - rate, method="higher")
     return float((scores[labels == 1] > cut).mean())
@@ -90,10 +98,10 @@ class Bins:
         ai: float64 [n], share of AI images.
     """
 
-    images: Labels
-    weight: Scores
-    score: Scores
-    ai: Scores
+    images: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    score: NDArray[np.float64]
+    ai: NDArray[np.float64]
 
     @classmethod
     def of(cls, labels: Labels, scores: Scores) -> Self:
@@ -108,7 +116,7 @@ class Bins:
 
 def calibration_error(labels: Labels, scores: Scores) -> float:
     """Expected calibration error where the classes are equally frequent; NaN without both."""
-    if not 0 < labels.sum() < len(labels):
+    if not both_classes(labels):
         return float("nan")
     bins = Bins.of(labels, scores)
     return float((bins.weight * abs(bins.ai - bins.score)).sum())
@@ -139,7 +147,6 @@ def bootstrap(
     *,
     units: Sequence[str],
     repeats: int = 1000,
-    seed: int = 0,
 ) -> tuple[float, float]:
     """95 % interval of a figure; NaN where a class is absent.
 
@@ -152,11 +159,10 @@ def bootstrap(
         measure: the figure, of labels and values.
         units: what each image is of, see `Row.unit`.
         repeats: bootstrap samples.
-        seed: of the draws.
     """
-    if not 0 < labels.sum() < len(labels):
+    if not both_classes(labels):
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     names = np.asarray(units)
     classes = [
         [np.flatnonzero((labels == c) & (names == u)) for u in np.unique(names[labels == c])]

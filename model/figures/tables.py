@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.manifest import AI, REAL
+from model.data.manifest import CLASSES, REAL
 from model.figures.metrics import FIGURES, called, number, quote
 from model.figures.predictions import Predictions
 from model.verdicts import Labels, Scores, Verdict
 
-CLASSES = (("real", REAL), ("ai", AI))
 _OVERALL = tuple(metric for metric in FIGURES if metric.overall)
 _GROUPS = tuple(metric for metric in FIGURES if metric.groups)
 _CHANGES = ("changed", "real<->ai_generated", "to or from uncertain")
@@ -40,11 +39,11 @@ def overall(
         "verdicts": verdicts,
     }
     return {
-        "images": _images(part.labels),
+        "images": count_images(part.labels),
         "skipped": part.skipped,
         **quote(FIGURES, part.labels, values, units=part.units, repeats=repeats),
         "verdicts": {
-            name: _verdict_shares(part.labels, verdicts, label) for name, label in CLASSES
+            name: _verdict_shares(part.labels, verdicts, label) for name, label in CLASSES.items()
         },
     }
 
@@ -59,7 +58,7 @@ def per_group(part: Predictions) -> dict[str, dict[str, Any]]:
     figures = {}
     for name in sorted(set(groups.tolist())):
         own = groups == name
-        images = _images(labels[own])
+        images = count_images(labels[own])
         used = own if images["real"] else own | (labels == REAL)
         values = {metric.key: metric.measure(labels[used], scores[used]) for metric in _GROUPS}
         figures[name] = {
@@ -81,7 +80,7 @@ def verdicts_by_group(part: Predictions) -> dict[str, dict[str, dict[str, Any]]]
             }
             for name in sorted(set(groups[part.labels == label].tolist()))
         }
-        for of, label in CLASSES
+        for of, label in CLASSES.items()
     }
 
 
@@ -117,8 +116,9 @@ def consistency(clean: Predictions, other: Predictions) -> dict[str, Any]:
     }
 
 
-def _images(labels: Labels) -> dict[str, int]:
-    return {name: int((labels == label).sum()) for name, label in CLASSES}
+def count_images(labels: Labels) -> dict[str, int]:
+    """How many images each class has, by its name; labels are int64 [n]."""
+    return {name: int((labels == label).sum()) for name, label in CLASSES.items()}
 
 
 def _verdict_shares(
@@ -176,7 +176,7 @@ def group_table(groups: Mapping[str, Mapping[str, Any]]) -> str:
     cells = [
         [
             name,
-            *(str(figures["images"][key]) for key, _ in CLASSES),
+            *(str(figures["images"][key]) for key in CLASSES),
             *(percent(figures.get(metric.key)) for metric in _GROUPS),
         ]
         for name, figures in groups.items()

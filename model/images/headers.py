@@ -134,8 +134,8 @@ def check_jpeg(data: bytes) -> None:
 def _segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, begin and end of each segment before the first scan, as Pillow takes them."""
     at = 2
-    while found := _MARKER.search(jpeg, at):
-        marker, start, at = found[1][0], found.start(), found.end()
+    while match := _MARKER.search(jpeg, at):
+        marker, start, at = match[1][0], match.start(), match.end()
         if marker == 0xDA or marker < 0xC0:
             return
         # The others have no length, for Pillow.

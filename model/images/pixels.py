@@ -143,8 +143,8 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp")
         if isinstance(xmp, str):
             xmp = xmp.encode(errors="replace")
-        found = _XMP_ORIENTATION.search(xmp) if isinstance(xmp, bytes) else None
-        value = int(found[1]) if found else None
+        match = _XMP_ORIENTATION.search(xmp) if isinstance(xmp, bytes) else None
+        value = int(match[1]) if match else None
     return _TURNS.get(value)  # by ==, as Pillow has swapped a TIFF's sides
 
 
@@ -250,8 +250,8 @@ def _read_profile(profile: bytes) -> ImageCms.ImageCmsProfile:
     """
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     # Little CMS makes room for a name in as many languages as are announced, be it half a gigabyte.
-    for found in _TRANSLATIONS.finditer(profile):
-        if 12 * int.from_bytes(found[1]) > len(profile):
+    for match in _TRANSLATIONS.finditer(profile):
+        if 12 * int.from_bytes(match[1]) > len(profile):
             raise ValueError("more translations than the profile can hold")
     return source
 

@@ -18,6 +18,10 @@ _PARTS = ("down", "up")
 def merge_lora(visual: VisionTransformer, deltas: Deltas) -> None:
     """Add low-rank deltas to the tower's weights in place: W <- W + up @ down.
 
+    Args:
+        visual: the tower.
+        deltas: see `Deltas`.
+
     Raises:
         CheckpointError: no such parameter, or shapes that do not fit.
     """
@@ -41,7 +45,7 @@ def named_tensors(deltas: Deltas) -> dict[str, Tensor]:
 
 
 def read_deltas(tensors: Mapping[str, Tensor]) -> Deltas:
-    """Deltas from what `named_tensors` gave.
+    """Deltas from what `named_tensors` gives: [r, in] and [out, r] of each parameter.
 
     Raises:
         CheckpointError: half of a pair is missing, or of no pair.

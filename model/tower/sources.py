@@ -78,7 +78,14 @@ def default_cache_dir() -> Path:
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and float32 bytes in name order: independent of the container."""
+    """sha256 over names, shapes and float32 bytes in name order: independent of the container.
+
+    Args:
+        tensors: on the CPU, of any shapes and float types.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         array = tensors[name].detach().float().contiguous().numpy()
@@ -112,6 +119,9 @@ def random_backbone(config: Mapping[str, Any] | str, *, seed: int = 0) -> Backbo
     Args:
         config: an open_clip model name, or a config with `embed_dim` and `vision_cfg`.
         seed: seeds the initialisation.
+
+    Raises:
+        BackboneError: no such model, or none with a ViT image tower.
     """
     name = config if isinstance(config, str) else "random"
     if not isinstance(config, str):
@@ -199,7 +209,7 @@ def dequantize_onnx(data: bytes) -> dict[str, Tensor]:
         data: the ONNX file.
 
     Returns:
-        Tensors under open_clip's names, float32.
+        The tower's tensors under open_clip's names, float32.
 
     Raises:
         BackboneError: the file is not such an export.
@@ -254,8 +264,19 @@ def _from_wheel(name: str) -> dict[str, Tensor]:
 # --- the hub ------------------------------------------------------------------------------------
 
 
+def hub_answers() -> bool:
+    """Whether there is a hub, told within seconds; its own clients would try for a minute."""
+    import httpx  # only needed here, where the network is asked
+
+    try:
+        httpx.head(_HUB_URL, timeout=_HUB_TIMEOUT_S)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
 def _from_hub(name: str) -> dict[str, Tensor]:
-    """open_clip's own download, asked only after the hub answered within seconds."""
+    """open_clip's own download."""
     return _image_tower(load_file(_hub_file(name)), f"the hub's {name}")
 
 
@@ -263,12 +284,8 @@ def _hub_file(name: str) -> str:
     config = open_clip.get_pretrained_cfg(name, PRETRAINED_TAG)
     if not config.get("hf_hub"):
         raise BackboneError(f"open_clip lists no {PRETRAINED_TAG!r} weights for {name}")
-    import httpx  # only needed here, where the network is asked
-
-    try:
-        httpx.head(_HUB_URL, timeout=_HUB_TIMEOUT_S)
-    except httpx.HTTPError as error:
-        raise BackboneError("the model hub does not answer") from error
+    if not hub_answers():
+        raise BackboneError("the model hub does not answer")
     try:
         path: str = open_clip.download_pretrained(config)
     except (OSError, ValueError) as error:
@@ -353,9 +370,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 def _check_shapes(name: str, visual: VisionTransformer, tensors: Mapping[str, Tensor]) -> None:
     expected = {k: tuple(v.shape) for k, v in visual.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in tensors.items()}
-    if expected != found:
-        wrong = sorted(set(expected.items()) ^ set(found.items()))[0]
+    given = {k: tuple(v.shape) for k, v in tensors.items()}
+    if expected != given:
+        wrong = sorted(set(expected.items()) ^ set(given.items()))[0]
         raise BackboneError(f"the weights do not fit {name}: {wrong[0]} {list(wrong[1])}")
 
 
@@ -403,7 +420,6 @@ def encode_texts(
     name: str = DEFAULT_BACKBONE,
     *,
     path: Path | None = None,
-    clip: open_clip.CLIP | None = None,
     batch_size: int = 256,
 ) -> Tensor:
     """Encode captions or prompts with CLIP's text tower (the paper's V).
@@ -412,7 +428,6 @@ def encode_texts(
         texts: n strings.
         name: open_clip architecture.
         path: a whole CLIP in open_clip's layout; without it, the hub's.
-        clip: an already built CLIP, instead of `path`.
         batch_size: texts per forward.
 
     Returns:
@@ -421,13 +436,12 @@ def encode_texts(
     Raises:
         BackboneError: no text tower can be had.
     """
-    if clip is None:
-        file = Path(path or _hub_file(name))
-        clip = open_clip.create_model(name, load_weights=False)
-        try:
-            clip.load_state_dict(load_file(file))
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            raise BackboneError(f"{file} does not hold both towers of {name}") from error
+    file = Path(path or _hub_file(name))
+    clip = open_clip.create_model(name, load_weights=False)
+    try:
+        clip.load_state_dict(load_file(file))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise BackboneError(f"{file} does not hold both towers of {name}") from error
     tokenizer = open_clip.get_tokenizer(name)
     chunks = [
         clip.eval().encode_text(tokenizer(list(texts[i : i + batch_size])), normalize=True)

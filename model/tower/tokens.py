@@ -14,16 +14,14 @@ from model.tower.sources import MEAN, STD
 
 @dataclass(frozen=True, slots=True)
 class TowerSpec:
-    """Which tower, and how much of it.
+    """What is read of a tower, and so how much of it is run.
 
     Attributes:
-        backbone: open_clip architecture name.
         reads: blocks whose CLS tokens are read, counted from 1, rising.
         pooled_after: block, from 1, after which the patch tokens are averaged in squares of 2 x 2;
             0: none.
     """
 
-    backbone: str
     reads: tuple[int, ...]
     pooled_after: int = 0
 
@@ -105,6 +103,11 @@ def block_tokens(visual: VisionTransformer, pixels: Tensor, spec: TowerSpec) -> 
 
     ln_post brings every block into the space that the tower's projection reads, where the
     pulled-back text directions live; after the last block it is what CLIP itself projects.
+
+    Args:
+        visual: the tower.
+        pixels: float [n, 3, S, S], normalised.
+        spec: the blocks.
     """
     return _read(visual, hidden_states(visual, pixels, spec))
 
@@ -112,7 +115,17 @@ def block_tokens(visual: VisionTransformer, pixels: Tensor, spec: TowerSpec) -> 
 def continue_tokens(
     visual: VisionTransformer, hidden: Tensor, done: int, spec: TowerSpec
 ) -> Tensor:
-    """`block_tokens`, of blocks all past `done`, from what block `done + 1` reads."""
+    """`block_tokens`, of blocks all past `done`, from what block `done + 1` reads.
+
+    Args:
+        visual: the tower.
+        hidden: float [n, L, width], all tokens, CLS first.
+        done: the last block, from 1, that they have passed.
+        spec: the blocks.
+
+    Returns:
+        [n, len(reads), width].
+    """
     states = _onward(visual, hidden, done, spec)
     return _read(visual, [states[block] for block in spec.reads])
 

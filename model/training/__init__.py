@@ -1,1 +1,1 @@
-"""Training: manifest -> augmented copies -> features of the frozen tower -> head -> calibration."""
+"""Training: images -> copies -> what the frozen tower gives -> head -> a checkpoint."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from pydantic import BaseModel
 
+from model.data.copies import JUDGED
 from model.data.manifest import Row, digest
 from model.errors import ModelError
 from model.figures.tables import markdown, percent
@@ -18,7 +19,6 @@ from model.nullspace import projector_of_texts
 from model.training.experiment import Experiment
 from model.training.heldout import RANKING, ranking_figures
 from model.training.options import TrainOptions
-from model.training.scoring import JUDGED
 from model.views.patches import PatchRule
 
 log = logging.getLogger(__name__)

@@ -22,6 +22,11 @@ from model.training.options import TrainOptions
 def adopt(tower: Backbone, adapted: Checkpoint, options: TrainOptions) -> Backbone:
     """Merge a checkpoint's adapters into the tower, which then has a digest of its own.
 
+    Args:
+        tower: changed in place.
+        adapted: the checkpoint.
+        options: what heads are to be fitted by.
+
     Raises:
         ModelError: it is of another tower, or adapters are to be fitted.
     """
@@ -45,8 +50,20 @@ def frozen_features(
     cache: Path,
     runtime: Runtime,
 ) -> Features:
-    """What of the tower needs no gradient, by how it is trained; see `tower_features`."""
-    frozen = min(options.lora.blocks) - 1 if options.lora else None
+    """What of the tower needs no gradient, by how it is trained.
+
+    Args:
+        rows: the images.
+        tower: the whole one; a copy of it runs.
+        spec: what is read of it.
+        options: what is trained.
+        cache: see `tower_features`.
+        runtime: see `tower_features`.
+
+    Raises:
+        ModelError: as `tower_features`.
+    """
+    frozen = options.frozen if options.lora is not None else None
     if options.distil is not None:  # the whole tower's tokens are what the pooled one learns
         frozen, spec = spec.pooled_after, replace(spec, pooled_after=0)
     return tower_features(
@@ -74,6 +91,18 @@ def distilled(
     run: Path | None,
 ) -> Deltas:
     """Adapt the blocks above the pooled tokens; tower and features become the adapted ones.
+
+    Args:
+        tower: changed in place.
+        features: by `frozen_features`; their tokens are changed in place.
+        spec: what is read of the tower.
+        options: see `DistilOptions`.
+        runtime: where and how the adapted blocks run.
+        accelerator: device and processes.
+        run: folder of the resumable state, in a folder `distil` of its own.
+
+    Returns:
+        What was added to the tower.
 
     Raises:
         ModelError: as `distil`.

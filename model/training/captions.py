@@ -14,20 +14,25 @@ from rich.progress import track
 from model.errors import ImageError, ModelError
 from model.hardware import Runtime
 from model.images import read_picture
+from model.tower.sources import hub_answers
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CAPTIONER = "Salesforce/blip-image-captioning-base"
 
-_HUB_URL = "https://huggingface.co"
-_HUB_TIMEOUT_S = 5.0
 _MAX_TOKENS = 20  # as in BLIP's own captioning
 
-Image = NDArray[np.uint8]  # [H, W, 3], sRGB
+Pixels = NDArray[np.uint8]  # [H, W, 3], sRGB
 
 
 class Captioner:
-    """BLIP, decoded greedily: the same images give the same captions."""
+    """BLIP, decoded greedily: the same images give the same captions.
+
+    Args:
+        model: transformers' `BlipForConditionalGeneration`.
+        processor: its `BlipProcessor`.
+        device: where it runs.
+    """
 
     def __init__(self, model: Any, processor: Any, device: torch.device) -> None:
         self._model = model.to(device).eval()
@@ -59,7 +64,7 @@ class Captioner:
             raise ModelError(f"the hub's {source} cannot be used: {_first(error)}") from error
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Image]) -> list[str]:
+    def __call__(self, images: Sequence[Pixels]) -> list[str]:
         """One caption, a single line, per image: uint8 [H, W, 3] each."""
         inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
         tokens = self._model.generate(
@@ -84,17 +89,13 @@ def _load(source: str, *, local: bool) -> tuple[Any, Any]:
 
 
 def _ask_hub(source: str) -> None:
-    """Fail within seconds where there is no hub; transformers would retry for a minute."""
-    import httpx  # only needed here, where the network is asked
-
-    try:
-        httpx.head(_HUB_URL, timeout=_HUB_TIMEOUT_S)
-    except httpx.HTTPError as error:
+    """Fail within seconds where there is no hub."""
+    if not hub_answers():
         raise ModelError(
             f"{source} is neither a local folder nor in the hub's cache, and the hub does not "
             "answer: name a folder that holds BLIP (`--model FOLDER`), or give `nsnet projector` "
             "any other file of captions, one a line"
-        ) from error
+        )
 
 
 def _first(error: Exception) -> str:
@@ -103,7 +104,7 @@ def _first(error: Exception) -> str:
 
 def write_captions(
     paths: Sequence[Path],
-    caption: Callable[[Sequence[Image]], list[str]],
+    caption: Callable[[Sequence[Pixels]], list[str]],
     to: Path,
     *,
     batch_size: int = 16,
@@ -115,7 +116,7 @@ def write_captions(
 
     Args:
         paths: the images.
-        caption: e.g. a `Captioner`.
+        caption: one line for each image, e.g. a `Captioner`.
         to: the text file.
         batch_size: images per call of `caption`.
 
@@ -160,7 +161,7 @@ def _whole_lines(path: Path) -> int:
     return whole.count(b"\n")
 
 
-def _read(path: Path) -> Image | None:
+def _read(path: Path) -> Pixels | None:
     try:
         return read_picture(path).pixels
     except ImageError as error:

@@ -48,7 +48,7 @@ class Student(nn.Module):
         self.spec = spec
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """What the blocks read, as `pool_tokens` gives it after `pooled_after`."""
+        """Of what the blocks read, float [n, L, width], pooled by `pool_tokens`."""
         with tower_arithmetic(self.visual, hidden.device) as dtype:
             tokens = continue_tokens(
                 self.visual, hidden.to(dtype), self.spec.pooled_after, self.spec

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from model.checkpoint import Checkpoint
-from model.data.copies import DEGRADED, CanvasSource, usable
+from model.data.copies import DEGRADED, JUDGED, CanvasSource, usable
 from model.data.manifest import Row, folds
 from model.errors import ModelError
 from model.figures.crossfit import Logits
@@ -24,13 +24,7 @@ from model.training.adapted import adopt, distilled, frozen_features
 from model.training.features import Features
 from model.training.options import TrainOptions
 from model.training.sampling import sample_weights
-from model.training.scoring import (
-    JUDGED,
-    joined,
-    logits_by_image,
-    logits_of_images,
-    logits_of_samples,
-)
+from model.training.scoring import joined, logits_by_image, logits_of_images, logits_of_samples
 from model.training.trainee import Source, TensorSource, Trainee, standardise
 from model.training.trainer import fit
 
@@ -58,6 +52,7 @@ class Experiment:
     Attributes:
         fold: int64 [rows], the fold of each image.
         deltas: what is added to the tower of all networks.
+        backbone_sha256: digest of the tower's weights as they were loaded.
 
     Raises:
         ModelError: a projector of another backbone or space, a checkpoint of another tower, or no
@@ -93,8 +88,7 @@ class Experiment:
         self._basis = projector.null_space.basis
         self._runtime = runtime
         self._accelerator = accelerator
-        self._frozen = min(options.lora.blocks) - 1 if options.lora else 0
-        self._tower = load_backbone(config.backbone, depth=None)
+        self._tower = load_backbone(config.backbone)
         self.backbone_sha256 = self._tower.sha256
         if adapted is not None:
             self._tower = adopt(self._tower, adapted, options)
@@ -128,7 +122,7 @@ class Experiment:
         """A new network; heads share one tower, adapters each change one of their own."""
         config, tower = self.options.network, self._tower
         if self.options.lora is not None:
-            tower = load_backbone(config.backbone, depth=None)
+            tower = load_backbone(config.backbone)
         torch.manual_seed((self.options.head or self.options.lora_fit).seed)
         return NSNet(config, tower.visual, self._basis)
 
@@ -189,7 +183,7 @@ class Experiment:
             assert self.features.hidden is not None  # noqa: S101  (narrows the type)
             members, labels, weights = self._cached(included)
             source: Source = TensorSource(self.features.hidden, members)
-            trainee = Trainee(network, options.dropout, "hidden", self._frozen)
+            trainee = Trainee(network, options.dropout, "hidden", self.options.frozen)
         else:
             members = included.nonzero().squeeze(1)
             labels, weights = self.labels[members], sample_weights(self.rows, members)
@@ -268,7 +262,7 @@ class Experiment:
             trainee, samples, batch = Trainee(network, 0.0, "features"), self._x, 1024
         else:
             assert features.hidden is not None  # noqa: S101  (narrows the type)
-            trainee = Trainee(network, 0.0, "hidden", self._frozen)
+            trainee = Trainee(network, 0.0, "hidden", self.options.frozen)
             samples, batch = features.hidden, _BATCH
         logits = logits_of_samples(trainee, samples, members, batch, self._accelerator.device)
         return features.row[members], features.kind[members], logits

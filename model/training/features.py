@@ -1,8 +1,9 @@
 """What a frozen tower gives needs no gradient: it is computed once and kept on disk.
 
 All block tokens are kept, so that blocks, ranks and heads can be compared without running the
-tower again; with LoRA on the upper blocks, also every token after the last frozen one. On a CPU
-that is the hour of a training run: killed, it goes on where it was last saved (`Shards`).
+tower again; where adapters are fitted to the upper blocks, also every token after the last frozen
+one. On a CPU this is the longest part of a training run: killed, it goes on where it was last saved
+(`Shards`).
 """
 
 import copy

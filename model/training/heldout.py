@@ -4,10 +4,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.data.manifest import AI, REAL, Row, folds
+from model.data.manifest import Row, folds
 from model.errors import ModelError
 from model.figures.crossfit import Logits, cross_fitted_figures
 from model.figures.metrics import FIGURES, quote
+from model.figures.tables import count_images
 from model.training.options import TrainOptions
 
 log = logging.getLogger(__name__)
@@ -61,9 +62,8 @@ def held_out_figures(
 def ranking_figures(rows: Sequence[Row], part: Logits) -> dict[str, Any]:
     """Figures of the images' order alone, with the number of images of each class."""
     units = [rows[index].unit for index in part.row]
-    images = {name: int((part.labels == of).sum()) for name, of in (("real", REAL), ("ai", AI))}
     return {
-        "images": images,
+        "images": count_images(part.labels),
         "skipped": part.skipped,
         **quote(RANKING, part.labels, {"order": part.all}, units=units),
     }

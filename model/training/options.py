@@ -1,5 +1,6 @@
 """All that decides a checkpoint, next to the images and the projector."""
 
+import math
 from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -71,11 +72,10 @@ class TrainOptions(BaseModel):
             raise ValueError("shares: at least one kind of copy that is made must be drawn")
         if self.live and self.head is not None:
             raise ValueError("live training has no cached features to fit a head to: head = None")
-        if not self.live and self.lora is not None:
-            frozen = min(self.lora.blocks) - 1
-            if frozen < 1 or frozen >= (self.network.blocks or (10**6,))[0]:
-                raise ValueError("cached training needs a frozen block below all that are read")
-        if self.lora is not None and max(self.lora.blocks) > (self.network.depth or 10**6):
+        first, last = (self.network.blocks or (math.inf,))[0], self.network.depth or math.inf
+        if self.lora is not None and not self.live and not 1 <= self.frozen < first:
+            raise ValueError("cached training needs a frozen block below all that are read")
+        if self.lora is not None and max(self.lora.blocks) > last:
             raise ValueError("adapters past the last block that is read would never be trained")
         return self
 
@@ -89,13 +89,18 @@ class TrainOptions(BaseModel):
             raise ValueError("distil or lora: what one adapts the other would change")
 
     @property
+    def frozen(self) -> int:
+        """The last block, from 1, below all adapters that learn the classes; 0: there is none."""
+        return min(self.lora.blocks) - 1 if self.lora is not None else 0
+
+    @property
     def measured(self) -> int:
         """How many folds are trained without."""
         return min(self.measured_folds or self.folds, self.folds)
 
     @property
     def kinds(self) -> tuple[int, ...]:
-        """The copies of an image."""
+        """The copies of an image, each CLEAN, EQUALISED or DEGRADED."""
         return (CLEAN, EQUALISED, *[DEGRADED] * self.degraded)
 
 

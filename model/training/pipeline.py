@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from model.checkpoint import Checkpoint, Metadata, Projector, Training, save_checkpoint
-from model.data.copies import CLEAN, canvases_ahead
+from model.data.copies import CLEAN, JUDGED, canvases_ahead
 from model.data.degrade import Augmentation
-from model.data.manifest import AI, REAL, Row, digest
+from model.data.manifest import CLASSES, Row, digest
 from model.engines.ranges import activation_ranges
 from model.errors import ModelError
 from model.figures.crossfit import rules_of
@@ -26,7 +26,6 @@ from model.training.experiment import Experiment
 from model.training.heldout import held_out_figures
 from model.training.options import TrainOptions
 from model.training.record import claim, revision, write_json
-from model.training.scoring import JUDGED
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +66,13 @@ def train(
         accelerator: device and processes; one CPU process without.
         adapted: a checkpoint whose adapted tower is taken instead of distilling one.
 
+    Returns:
+        What the checkpoint says of itself.
+
     Raises:
-        ModelError: with one clear line.
+        ModelError: a name or version that metadata do not take, `run` is another run's folder, as
+            `Experiment`, its `fit` and `held_out`, the left-out logits are no better than chance,
+            or `out` cannot be written.
     """
     _check_field("name", name)
     _check_field("version", version)
@@ -146,10 +150,7 @@ def _projector(projector: StoredProjector) -> Projector:
 
 
 def _training(rows: Sequence[Row], record: dict[str, Any]) -> Training:
-    classes = {
-        name: [row for row in rows if row.label == label]
-        for name, label in (("real", REAL), ("ai", AI))
-    }
+    classes = {name: [row for row in rows if row.label == label] for name, label in CLASSES.items()}
     return Training(
         **record,
         images={name: len(of) for name, of in classes.items()},

@@ -39,7 +39,7 @@ def claim(
         runtime: where and how the frozen tower runs.
 
     Raises:
-        ModelError: it is another one's.
+        ModelError: the folder is another run's.
     """
     basis = projector.null_space.basis.contiguous().numpy().tobytes()
     config = {

@@ -7,15 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.data.copies import CLEAN, EQUALISED, canvases_ahead
+from model.data.copies import JUDGED, canvases_ahead
 from model.data.degrade import Augmentation
 from model.data.manifest import Row
 from model.figures.crossfit import Logits
 from model.training.trainee import Trainee
 from model.views.plan import ViewPlan
-
-# The copies by which left-out images are judged.
-JUDGED = {"clean": CLEAN, "equalised": EQUALISED}
 
 
 def logits_of_samples(

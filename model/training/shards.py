@@ -29,7 +29,7 @@ def unchanged(now: Tensor, then: Tensor | None) -> bool:
     `manifest.digest` knows its name alone.
 
     Args:
-        now: by `stamps_of`.
+        now: int64 [rows, 2], by `stamps_of`.
         then: likewise; None: nothing was read.
     """
     return then is not None and bool(((now == then) | (now < 0)).all())
@@ -118,6 +118,6 @@ class Shards:
         self._keep(shard)
 
     def all(self) -> dict[str, Tensor]:
-        """Tokens, rows and kinds of all canvases."""
+        """Of all canvases: tokens float16 [n, blocks, width], row and kind int64 [n]."""
         names = ("tokens", "row", "kind")
         return {name: torch.cat([shard[name] for shard in self._shards]) for name in names}

@@ -10,7 +10,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from model.network import Head, NSNet
-from model.tower.tokens import block_tokens, continue_tokens, normalise
+from model.tower.tokens import continue_tokens
 
 
 class Source(Protocol):
@@ -45,7 +45,15 @@ class TensorSource:
 
 @contextlib.contextmanager
 def tower_arithmetic(visual: VisionTransformer, device: torch.device) -> Iterator[torch.dtype]:
-    """Compute in the tower's dtype, which is given; the adapters' weights stay float32."""
+    """Compute in the tower's dtype, while the adapters' weights stay float32.
+
+    Args:
+        visual: the tower.
+        device: where it is.
+
+    Yields:
+        The dtype.
+    """
     dtype = visual.conv1.weight.dtype
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         yield dtype
@@ -78,7 +86,7 @@ class Trainee(nn.Module):
             network.visual.requires_grad_(False)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Null-space features float32 [n, F]."""
+        """Null-space features float32 [n, F] of inputs [n, ...], by `entry`."""
         if self.entry == "features":
             return inputs
         visual, spec = self.network.visual, self.network.spec
@@ -86,11 +94,11 @@ class Trainee(nn.Module):
             if self.entry == "hidden":
                 tokens = continue_tokens(visual, inputs.to(dtype), self.done, spec)
             else:
-                tokens = block_tokens(visual, normalise(inputs).to(dtype), spec)
+                tokens = self.network.tokens(inputs)
         return self.network.decouple(tokens)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, ...] -> logits [n], embeddings [n, hidden]."""
+        """Inputs [n, ...], by `entry` -> logits [n], embeddings [n, hidden], float32."""
         x, head = self.features(inputs), self.network.head
         if self.training and self.dropout:
             # Dropped features fall back to the mean, which the head's standardisation makes zero.
@@ -101,6 +109,6 @@ class Trainee(nn.Module):
 
 
 def standardise(head: Head, features: Tensor) -> None:
-    """Set the head's standardisation to the statistics of features [n, F]."""
+    """Set the head's standardisation to the statistics of features, float [n, F]; in place."""
     head.mean.copy_(features.float().mean(dim=0))
     head.scale.copy_(1 / features.float().std(dim=0).clamp_min(1e-4))

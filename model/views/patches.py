@@ -123,7 +123,7 @@ def _entropy_and_deviation(grey: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def grid(side_y: int, side_x: int, patch: int, limit: int) -> tuple[list[int], list[int]]:
-    """Top and left offsets of the candidate patches.
+    """Top and left offsets of the candidate patches, pixels.
 
     ceil(side / N) positions are spread evenly from edge to edge, so neighbours overlap by less
     than a patch and every pixel is seen: cropping to a multiple of N would lose up to a third of a
@@ -187,6 +187,11 @@ def cut_candidates(
 ) -> Candidates:
     """The first half of `select_patches`: what there is to choose from.
 
+    Args:
+        images: see `select_patches`.
+        rule: see `select_patches`.
+        generator: starts the grid at a random offset.
+
     Raises:
         ImageTooSmallError: a side is below `rule.min_side`.
     """
@@ -238,6 +243,10 @@ def choose_patches(
 
 def whole_image(images: Tensor, rule: PatchRule) -> Selection:
     """The centre square of the images, resized as CLIP's own input is: one canvas of one patch.
+
+    Args:
+        images: uint8 [B, 3, H, W], sRGB, any device.
+        rule: canvas size.
 
     Raises:
         ImageTooSmallError: a side is below `rule.min_side`.

@@ -87,7 +87,7 @@ class ViewPlan(BaseModel):
         return 1 if self.whole else self.canvases
 
     def combine(self, logits: Sequence[Logit]) -> Logit:
-        """An image's logit from those of its canvases, in their order."""
+        """An image's logit from those of its canvases, in their order; at least one."""
         if not self.whole or len(logits) == 1:
             return _mean(logits)
         return self.whole_share * logits[0] + (1 - self.whole_share) * _mean(logits[1:])

@@ -8,7 +8,7 @@ from tests.model.test_network import canvases
 
 
 def test_ranges_are_those_of_what_every_layer_reads(network: NSNet) -> None:
-    visual, spec = network.visual, TowerSpec("tiny", (1, 2))
+    visual, spec = network.visual, TowerSpec((1, 2))
     block = visual.transformer.resblocks[1]
     pixels = canvases(2 * ranges._BATCH + 3)
     measured = activation_ranges(visual, pixels, spec)

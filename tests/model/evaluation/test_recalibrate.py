@@ -106,8 +106,7 @@ def test_a_class_of_one_source_is_split_by_image(
 
 def test_the_rules_before_have_no_say(telling: Path, toned: list[Row], tiny_tower: Path) -> None:
     """They decide which images are in doubt, and so are looked at in full: here, all must be."""
-    from model.checkpoint import KEY
-    from model.tensorfile import write_tensors
+    from model.checkpoint import write_checkpoint
     from model.verdicts import Thresholds
 
     rules = []
@@ -116,7 +115,7 @@ def test_the_rules_before_have_no_say(telling: Path, toned: list[Row], tiny_towe
         thresholds = Thresholds(real_below=cuts[0], ai_above=cuts[1])
         verdicts = stored.metadata.verdicts.model_copy(update={"thresholds": thresholds})
         metadata = stored.metadata.model_copy(update={"verdicts": verdicts})
-        write_tensors(telling, stored.tensors, KEY, metadata)
+        write_checkpoint(telling, stored.tensors, metadata)
         detector = Detector.load(telling, backbone=tiny_tower, runtime=CPU, canvases="all")
         rules.append(calibrated(telling, toned, detector).verdicts)
     assert rules[0] == rules[1]

@@ -12,7 +12,7 @@ def test_block_tokens_are_the_towers_own(tiny_tower: Path) -> None:
     visual = load_backbone(TINY, path=tiny_tower).visual
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        tokens = block_tokens(visual, pixels, TowerSpec(TINY, (1, 3)))
+        tokens = block_tokens(visual, pixels, TowerSpec((1, 3)))
         assert torch.allclose(tokens[:, 1] @ visual.proj, visual(pixels), atol=1e-5)
 
 
@@ -22,8 +22,8 @@ def test_a_truncated_tower_gives_the_same_block_tokens(tiny_tower: Path) -> None
     short = load_backbone(TINY, path=tiny_tower, depth=2).visual
     assert len(short.transformer.resblocks) == 2
     with torch.inference_mode():
-        expected = block_tokens(whole, pixels, TowerSpec(TINY, (1, 2)))
-        assert torch.equal(block_tokens(short, pixels, TowerSpec(TINY, (1, 2))), expected)
+        expected = block_tokens(whole, pixels, TowerSpec((1, 2)))
+        assert torch.equal(block_tokens(short, pixels, TowerSpec((1, 2))), expected)
 
 
 def test_patch_tokens_are_averaged_in_squares() -> None:
@@ -38,17 +38,17 @@ def test_patch_tokens_are_averaged_in_squares() -> None:
 def test_a_pooled_tower_is_the_whole_one_up_to_the_pooling(tiny_tower: Path) -> None:
     visual = load_backbone(TINY, path=tiny_tower).visual
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    first, second, third = hidden_states(visual, pixels, TowerSpec(TINY, (1, 2, 3), 2))
+    first, second, third = hidden_states(visual, pixels, TowerSpec((1, 2, 3), 2))
     assert [len(state[0]) for state in (first, second, third)] == [17, 5, 5]
-    whole = hidden_states(visual, pixels, TowerSpec(TINY, (1, 2)))
+    whole = hidden_states(visual, pixels, TowerSpec((1, 2)))
     assert torch.equal(first, whole[0])
     assert torch.equal(second, pool_tokens(whole[1]))
     assert torch.allclose(third, visual.transformer.resblocks[2](second), atol=1e-6)
-    spec = TowerSpec(TINY, (2, 3), 2)
+    spec = TowerSpec((2, 3), 2)
     tokens = block_tokens(visual, pixels, spec)
-    alone = block_tokens(visual, pixels, TowerSpec(TINY, (2,)))
+    alone = block_tokens(visual, pixels, TowerSpec((2,)))
     assert torch.allclose(tokens[:, 0], alone[:, 0], atol=1e-6)
     assert torch.allclose(tokens[:, 1], visual.ln_post(third[:, 0]), atol=1e-6)
     assert torch.allclose(continue_tokens(visual, first, 1, spec), tokens, atol=1e-6)
-    last = continue_tokens(visual, second, 2, TowerSpec(TINY, (3,), 2))
+    last = continue_tokens(visual, second, 2, TowerSpec((3,), 2))
     assert torch.allclose(last, tokens[:, 1:], atol=1e-6)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from model.errors import ModelError
 from model.nullspace import read_text_features
-from model.training.captions import Captioner, Image, write_captions
+from model.training.captions import Captioner, Pixels, write_captions
 from tests.images import jpeg
 
 pytest.importorskip("transformers", reason="needs the [train] extra")
@@ -78,7 +78,7 @@ def photographs(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def widths(images: Sequence[Image]) -> list[str]:
+def widths(images: Sequence[Pixels]) -> list[str]:
     return [f"{image.shape[1]} wide" for image in images]
 
 
@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     to = tmp_path / "captions.txt"
     seen: list[str] = []
 
-    def fails_after_two(images: Sequence[Image]) -> list[str]:
+    def fails_after_two(images: Sequence[Pixels]) -> list[str]:
         if seen:
             raise KeyboardInterrupt
         seen.extend(widths(images))
@@ -120,7 +120,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         file.write("42 wi")  # cut off in the middle of a line
     to_come: list[str] = []
 
-    def records(images: Sequence[Image]) -> list[str]:
+    def records(images: Sequence[Pixels]) -> list[str]:
         to_come.extend(widths(images))
         return widths(images)
 

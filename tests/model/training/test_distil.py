@@ -17,7 +17,7 @@ from model.training.trainer import FitOptions
 from tests.conftest import TINY
 from tests.model.test_network import canvases
 
-POOLED = TowerSpec(TINY, (2, 3), pooled_after=1)
+POOLED = TowerSpec((2, 3), pooled_after=1)
 OPTIONS = DistilOptions(
     lora=LoraOptions(blocks=(2, 3), rank=8),
     fit=FitOptions(steps=80, batch_size=32, lora_learning_rate=1e-2, weight_decay=0.0, ema=0.9),
@@ -29,8 +29,8 @@ def test_adapters_make_up_for_pooled_tokens(tiny_tower: Path) -> None:
     whole = load_backbone(TINY, path=tiny_tower).visual
     pixels = normalise(canvases(240))
     with torch.inference_mode():
-        tokens = block_tokens(whole, pixels, TowerSpec(TINY, (2, 3))).half()
-        hidden = pool_tokens(hidden_states(whole, pixels, TowerSpec(TINY, (1,)))[0]).half()
+        tokens = block_tokens(whole, pixels, TowerSpec((2, 3))).half()
+        hidden = pool_tokens(hidden_states(whole, pixels, TowerSpec((1,)))[0]).half()
         plain = block_tokens(whole, pixels, POOLED)
     seen, unseen = slice(0, 200), slice(200, None)
     student = load_backbone(TINY, path=tiny_tower).visual
@@ -52,6 +52,6 @@ def test_adapters_make_up_for_pooled_tokens(tiny_tower: Path) -> None:
 
 def test_a_tower_that_is_not_read_above_its_pooled_tokens_is_refused(tiny_tower: Path) -> None:
     visual = load_backbone(TINY, path=tiny_tower).visual
-    hidden, nothing, none = torch.zeros(4, 5, 32), torch.zeros(4, 0, 32), TowerSpec(TINY, (), 1)
+    hidden, nothing, none = torch.zeros(4, 5, 32), torch.zeros(4, 0, 32), TowerSpec((), 1)
     with pytest.raises(ModelError, match="no block that is read"):
         distil(visual, hidden, nothing, none, OPTIONS, accelerator=Accelerator(cpu=True))

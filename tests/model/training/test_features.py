@@ -54,7 +54,7 @@ def computed(
         KINDS,
         Augmentation(),
         cache,
-        spec=TowerSpec(TINY, (depth,), pooled_after),
+        spec=TowerSpec((depth,), pooled_after),
         runtime=replace(CPU, **runtime),
         frozen=frozen,
         pool_frozen=pool_frozen,
@@ -74,11 +74,11 @@ def test_hidden_states_go_on_to_what_the_whole_tower_gives(
     assert given.row.tolist() == [c.row for c in canvases]
     assert given.kind.tolist() == [c.kind for c in canvases]
     pixels = normalise(torch.stack([c.pixels for c in canvases]))
-    whole = block_tokens(tower.visual, pixels, TowerSpec(TINY, (1, 2, 3)))
+    whole = block_tokens(tower.visual, pixels, TowerSpec((1, 2, 3)))
     assert torch.allclose(given.tokens.float(), whole, atol=5e-3)
     assert given.hidden is not None
     assert given.hidden.dtype == torch.float16
-    above = TowerSpec(TINY, (2, 3))
+    above = TowerSpec((2, 3))
     continued = continue_tokens(tower.visual, given.hidden.float(), 1, above)
     assert torch.allclose(continued, whole[:, 1:], atol=5e-3)
 
@@ -94,7 +94,7 @@ def test_pooled_hidden_states_go_on_to_what_the_pooled_tower_gives(
     pooled = computed(rows, tower, tmp_path, frozen=None, pooled_after=1)
     assert given.hidden is not None
     assert given.hidden.shape[1] == 5  # of 17
-    last = TowerSpec(TINY, (3,))
+    last = TowerSpec((3,))
     continued = continue_tokens(tower.visual, given.hidden.float(), frozen, last)
     assert torch.allclose(continued, pooled.tokens[:, 2:].float(), atol=5e-3)
     whole = computed(rows, tower, tmp_path, frozen=None)
