@@ -6,9 +6,9 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from model.images import Facts, ImageError, decode
 from model.verdicts import Thresholds, Verdict
 
 if TYPE_CHECKING:  # torch comes with it
-    from model.detector import Look, Score
+    from model.detector import About, Look, Score
 
 log = logging.getLogger(__name__)
 
@@ -42,20 +42,7 @@ class ServedDetector(Protocol):
     `look` and a score's `more` run in many threads at once, all else in one.
     """
 
-    name: str
-    version: str
-    sha256: str
-    backbone: str
-    backbone_sha256: str
-    device: str
-    engine: str
-    precision: str
-    dtype: str
-    canvases: str
-    min_side: int
-    thresholds: Thresholds
-    calibration: Mapping[str, Any]
-    evaluation: Mapping[str, Any]
+    about: About
 
     def warm_up(self, images: Sequence[int]) -> None:
         """Run blank batches of so many images."""
@@ -115,7 +102,7 @@ class Desk:
         self.detector = detector
         self._queue = queue
         self._results = results
-        self._limits = settings.limits(detector.min_side)
+        self._limits = settings.limits(detector.about.min_side)
         self._places = places
         self._metrics = metrics
         # Digests are not made behind decodes: what is known already need not wait for them. Nor are
@@ -156,8 +143,8 @@ class Desk:
 
     def model(self) -> ModelOut:
         """Which model answers."""
-        d = self.detector
-        return ModelOut(name=d.name, version=d.version, sha256=d.sha256)
+        about = self.detector.about
+        return ModelOut(name=about.name, version=about.version, sha256=about.sha256)
 
     async def answer(
         self, upload: Upload, *, identifier: str, threshold: float | None, deadline: float
@@ -200,9 +187,9 @@ class Desk:
     ) -> DetectionOut:
         """The answer: the only place where a verdict is taken."""
         facts, score, timings = result
-        cuts = self.detector.thresholds
+        cuts = self.detector.about.thresholds
         if threshold is not None:
-            cuts = Thresholds(real_below=threshold, ai_above=threshold)
+            cuts = Thresholds.single(threshold)
         return DetectionOut(
             id=identifier,
             verdict=self.detector.verdict(score, threshold),
@@ -221,7 +208,7 @@ class Desk:
     async def _result(self, upload: Upload, digest: str, identifier: str) -> tuple[Result, bool]:
         """What is made of these bytes, once for all who send them; and whether it was kept."""
         # Nothing that a request says changes a score: its cut is laid against it afterwards.
-        key = (digest, self.detector.sha256)
+        key = (digest, self.detector.about.sha256)
         kept = self._results.kept(key)
         if kept is not None:
             return kept, True

@@ -16,6 +16,10 @@ _HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 
 _TENTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 
 
+# Of the loaded model, by the names that `model.scores.About` has for them.
+MODEL_LABELS = ("name", "version", "sha256", "device", "engine", "precision", "dtype")
+
+
 class Metrics:
     """All metrics of one application."""
 
@@ -43,9 +47,7 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=r,
         )
-        self.queue_depth = Gauge(
-            "nsnet_queue_depth", "Images decoded and waiting for the device.", registry=r
-        )
+        self.queue_depth = Gauge("nsnet_queue_depth", "Looks that wait for the device.", registry=r)
         self.inflight = Gauge(
             "nsnet_inflight_images", "Images admitted and not yet answered.", registry=r
         )
@@ -58,12 +60,7 @@ class Metrics:
             ["result"],
             registry=r,
         )
-        self.model_info = Gauge(
-            "nsnet_model_info",
-            "The loaded model.",
-            ["name", "version", "sha256", "device", "engine", "precision", "dtype"],
-            registry=r,
-        )
+        self.model_info = Gauge("nsnet_model_info", "The loaded model.", MODEL_LABELS, registry=r)
         self.model_load = Gauge(
             "nsnet_model_load_seconds", "Time to load and warm up the model.", registry=r
         )

@@ -18,7 +18,7 @@ from app.desk import Desk, Result, ServedDetector
 from app.errors import ApiError
 from app.intake.keys import ApiKeys, RateLimiter
 from app.intake.places import Places
-from app.metrics import Metrics
+from app.metrics import MODEL_LABELS, Metrics
 from app.queue import DeviceQueue
 from app.results import Results
 from app.settings import Settings
@@ -86,25 +86,18 @@ class Service:
             return
         took = time.monotonic() - began
         self.metrics.model_load.set(took)
-        self.metrics.model_info.labels(
-            name=detector.name,
-            version=detector.version,
-            sha256=detector.sha256,
-            device=detector.device,
-            engine=detector.engine,
-            precision=detector.precision,
-            dtype=detector.dtype,
-        ).set(1)
+        about = detector.about
+        self.metrics.model_info.labels(*(getattr(about, name) for name in MODEL_LABELS)).set(1)
         if self.state is State.LOADING:
             self.state = State.READY
         log.info(
             "%s %s is ready on %s (%s, %s, %s) after %.1f s",
-            detector.name,
-            detector.version,
-            detector.device,
-            detector.engine,
-            detector.precision,
-            detector.dtype,
+            about.name,
+            about.version,
+            about.device,
+            about.engine,
+            about.precision,
+            about.dtype,
             took,
         )
 

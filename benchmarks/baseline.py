@@ -67,7 +67,7 @@ class Baseline:
     def __init__(self, settings: Settings, images: Sequence[bytes]) -> None:
         self._batch = settings.max_batch
         self._detector = load_detector(settings)
-        self._limits = settings.limits(self._detector.min_side)
+        self._limits = settings.limits(self._detector.about.min_side)
         self._threads = self._detector.torch_threads(settings.threads())
         use_threads(self._threads)
         self._detector.warm_up(sorted({1, settings.max_batch}))

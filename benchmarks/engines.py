@@ -61,7 +61,10 @@ def load(checkpoint: Path) -> dict[Kind, Detector]:
         Detector.load(checkpoint, runtime=runtime, canvases=kind.canvases)
         for kind, runtime in runtimes.items()
     ]
-    return {Kind(d.engine, d.precision, d.dtype, d.canvases): d for d in detectors}
+    return {
+        Kind(d.about.engine, d.about.precision, d.about.dtype, d.about.canvases): d
+        for d in detectors
+    }
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -118,14 +121,14 @@ def main() -> None:
     scores = np.zeros((len(detectors), len(rows)))
     for index, row in enumerate(track(rows)):
         pixels = read_picture(row.path).pixels
-        looks = {d.canvases: d.look(pixels) for d in detectors.values()}
+        looks = {d.about.canvases: d.look(pixels) for d in detectors.values()}
         if index % max(1, len(rows) // BATCH) == 0:
             for canvases, look in looks.items():
                 timed[canvases].append(look)  # of every part of the list
         for which, detector in enumerate(detectors.values()):
-            scores[which, index] = detector.predict([looks[detector.canvases]])[0].value
+            scores[which, index] = detector.predict([looks[detector.about.canvases]])[0].value
     reference = next(iter(detectors.values()))
-    cuts = reference.thresholds
+    cuts = reference.about.thresholds
     verdicts = [[cuts.verdict(score) for score in line] for line in scores.tolist()]
     measured = speeds(detectors, timed)
     print(f"{len(rows)} images; the reference is the first line")

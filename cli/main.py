@@ -124,7 +124,7 @@ def _scorer(chosen: "Settings") -> Callable[[Path], dict[str, Any]]:
     from model.images import read_picture
 
     detector = load_detector(chosen)
-    limits = chosen.limits(detector.min_side)
+    limits = chosen.limits(detector.about.min_side)
 
     def score(path: Path) -> dict[str, Any]:
         try:

@@ -4,7 +4,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,13 +19,14 @@ from model.engines.registry import make_engine
 from model.errors import ImageTooSmallError, ModelError
 from model.hardware import Runtime
 from model.network import NSNet
-from model.scores import Detection, InferenceError, Pending, Score
+from model.scores import About, Detection, InferenceError, Pending, Score
 from model.tower.sources import load_backbone
 from model.verdicts import Verdict
 from model.views.plan import Look
 
 __all__ = [
     "DEFAULT_CHECKPOINT",
+    "About",
     "Detection",
     "Detector",
     "ImageTooSmallError",
@@ -49,13 +50,7 @@ class Detector:
     `look` and a score's `more` may run in many threads at once, all else in one.
 
     Attributes:
-        name, version, sha256: the checkpoint's, the last of its file.
-        backbone, backbone_sha256: the tower's, as the checkpoint knows it.
-        device, engine, precision, dtype: where and how it runs, see `Runtime`; nothing is `auto`.
-        canvases: `all` or `adaptive`, see `load`.
-        thresholds: the checkpoint's cuts.
-        min_side: smallest side of a picture that is looked at, pixels.
-        calibration, evaluation: what the checkpoint says of its scores, as JSON values.
+        about: what is loaded, and how it runs.
     """
 
     def __init__(
@@ -66,20 +61,7 @@ class Detector:
         self._engine = engine
         self._plan = metadata.views
         self._rules = metadata.verdicts
-        self.name = metadata.name
-        self.version = metadata.version
-        self.sha256 = checkpoint.sha256
-        self.backbone = metadata.network.backbone
-        self.backbone_sha256 = metadata.backbone_sha256
-        self.device = str(runtime.device)
-        self.engine = engine.name
-        self.precision = engine.precision
-        self.dtype = runtime.dtype_name
-        self.canvases = canvases
-        self.thresholds = metadata.verdicts.thresholds
-        self.min_side = metadata.views.min_side
-        self.calibration: Mapping[str, Any] = metadata.verdicts.calibrations.model_dump()
-        self.evaluation: Mapping[str, Any] = metadata.evaluation
+        self.about = About.of(checkpoint, engine, runtime, canvases)
 
     @classmethod
     def load(
@@ -145,7 +127,7 @@ class Detector:
         writable = pixels if pixels.flags.writeable else pixels.copy()  # torch knows no other
         with self._engine.beside():
             image = self._engine.upload(torch.from_numpy(writable)).permute(2, 0, 1).unsqueeze(0)
-            return self._plan.look(image, adaptive=self.canvases == "adaptive")
+            return self._plan.look(image, adaptive=self.about.canvases == "adaptive")
 
     def submit(self, looks: Sequence[Look]) -> Pending:
         """Start scoring: one forward of all their canvases.

@@ -1,16 +1,77 @@
-"""What a detector says of pictures."""
+"""What a detector says of itself and of pictures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
-from model.engines.base import Fetched
+from model.checkpoint import Checkpoint
+from model.engines.base import Engine, Fetched
 from model.errors import ModelError
-from model.verdicts import Verdict
+from model.hardware import Runtime
+from model.verdicts import Thresholds, Verdict
 from model.views.plan import Look
 
 
 class InferenceError(ModelError):
     """The network gave a score that is not a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is loaded, and how it runs.
+
+    Attributes:
+        name: the checkpoint's.
+        version: the checkpoint's.
+        sha256: of the checkpoint's file.
+        backbone: the tower, as the checkpoint knows it.
+        backbone_sha256: likewise, see `sources.tensor_digest`.
+        device: where it runs.
+        engine: what runs the tower.
+        precision: what the tower's products multiply in.
+        dtype: what all else computes in.
+        canvases: `all` or `adaptive`, see `Detector.load`.
+        thresholds: the checkpoint's cuts.
+        min_side: smallest side of a picture that is looked at, pixels.
+        calibration: of the first look and of all, as JSON values.
+        evaluation: held-out figures, as JSON values.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    backbone: str
+    backbone_sha256: str
+    device: str
+    engine: str
+    precision: str
+    dtype: str
+    canvases: str
+    thresholds: Thresholds
+    min_side: int
+    calibration: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, engine: Engine, runtime: Runtime, canvases: str) -> Self:
+        """Gather it."""
+        metadata = checkpoint.metadata
+        return cls(
+            name=metadata.name,
+            version=metadata.version,
+            sha256=checkpoint.sha256,
+            backbone=metadata.network.backbone,
+            backbone_sha256=metadata.backbone_sha256,
+            device=str(runtime.device),
+            engine=engine.name,
+            precision=engine.precision,
+            dtype=runtime.dtype_name,
+            canvases=canvases,
+            thresholds=metadata.verdicts.thresholds,
+            min_side=metadata.views.min_side,
+            calibration=metadata.verdicts.calibrations.model_dump(),
+            evaluation=metadata.evaluation,
+        )
 
 
 @dataclass(frozen=True, slots=True)

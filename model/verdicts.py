@@ -43,6 +43,11 @@ class Thresholds(_Strict):
             raise ValueError("real_below must not exceed ai_above")
         return self
 
+    @classmethod
+    def single(cls, cut: float) -> "Thresholds":
+        """One cut that leaves no doubt: a client's own."""
+        return cls(real_below=cut, ai_above=cut)
+
     def verdict(self, score: float) -> Verdict:
         """`ai_generated` from `ai_above` on, `real` under `real_below`, `uncertain` between."""
         if score >= self.ai_above:
@@ -124,7 +129,7 @@ class VerdictRules(_Strict):
         """
         if cut is None:
             return self.thresholds.verdict(score)
-        verdict = Thresholds(real_below=cut, ai_above=cut).verdict(score)
+        verdict = Thresholds.single(cut).verdict(score)
         return Verdict.UNCERTAIN if glance and verdict is Verdict.AI_GENERATED else verdict
 
 

@@ -4,8 +4,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.desk import ServedDetector
 from app.settings import Settings
-from model.detector import Look, ModelError, Score
+from model.detector import About, Look, ModelError, Score
 from model.verdicts import Thresholds, Verdict
 
 POISON = 13  # an image of this grey makes its batch fail
@@ -59,18 +58,22 @@ class FakeDetector:
         before_more: called before a second look is cut.
     """
 
-    name = "fake"
-    version = "1.2.3"
-    sha256 = "f" * 64
-    backbone = "none"
-    backbone_sha256 = "0" * 64
-    device = "cpu"
-    engine = "fake"
-    precision = "float"
-    dtype = "float32"
-    canvases = "adaptive"
-    min_side = 64
-    thresholds = Thresholds(real_below=0.3, ai_above=0.7)
+    about = About(
+        name="fake",
+        version="1.2.3",
+        sha256="f" * 64,
+        backbone="none",
+        backbone_sha256="0" * 64,
+        device="cpu",
+        engine="fake",
+        precision="float",
+        dtype="float32",
+        canvases="adaptive",
+        thresholds=Thresholds(real_below=0.3, ai_above=0.7),
+        min_side=64,
+        calibration={"first": {"slope": 1.0}, "all": {"slope": 1.0}},
+        evaluation={"auc": 0.5},
+    )
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -83,8 +86,6 @@ class FakeDetector:
         self.threads = 0
         self.before_look: Callable[[int], object] = lambda grey: None
         self.before_more: Callable[[], object] = lambda: None
-        self.calibration: Mapping[str, Any] = {"first": {"slope": 1.0}, "all": {"slope": 1.0}}
-        self.evaluation: Mapping[str, Any] = {"auc": 0.5}
 
     def warm_up(self, images: Sequence[int]) -> None:
         if self.broken:
@@ -112,7 +113,7 @@ class FakeDetector:
         return FakePending(None, lambda: scores)
 
     def verdict(self, score: Score, cut: float | None) -> Verdict:
-        cuts = self.thresholds if cut is None else Thresholds(real_below=cut, ai_above=cut)
+        cuts = self.about.thresholds if cut is None else Thresholds.single(cut)
         verdict = cuts.verdict(score.value)
         accused = verdict is Verdict.AI_GENERATED
         return Verdict.UNCERTAIN if accused and score.glance else verdict

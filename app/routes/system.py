@@ -55,28 +55,28 @@ async def metrics(request: Request) -> Response:
 async def model(request: Request) -> ModelDetailsOut:
     """Checkpoint, backbone, device, thresholds, calibration, evaluation figures, limits."""
     service: Service = request.app.state.service
-    detector, limits = service.desk.detector, service.settings
-    cuts = detector.thresholds
+    about, limits = service.desk.detector.about, service.settings
+    cuts = about.thresholds
     return ModelDetailsOut(
-        name=detector.name,
-        version=detector.version,
-        sha256=detector.sha256,
-        backbone=BackboneOut(name=detector.backbone, sha256=detector.backbone_sha256),
-        device=detector.device,
-        engine=detector.engine,
-        precision=detector.precision,
-        dtype=detector.dtype,
-        canvases=detector.canvases,
+        name=about.name,
+        version=about.version,
+        sha256=about.sha256,
+        backbone=BackboneOut(name=about.backbone, sha256=about.backbone_sha256),
+        device=about.device,
+        engine=about.engine,
+        precision=about.precision,
+        dtype=about.dtype,
+        canvases=about.canvases,
         thresholds=ThresholdsOut(real_below=cuts.real_below, ai_above=cuts.ai_above),
-        calibration=dict(detector.calibration),
-        evaluation=dict(detector.evaluation),
+        calibration=dict(about.calibration),
+        evaluation=dict(about.evaluation),
         limits=LimitsOut(
             max_upload_bytes=limits.max_upload_bytes,
             max_request_bytes=limits.max_request_bytes,
             max_files=limits.max_files,
             max_pixels=limits.max_pixels,
             max_aspect=limits.max_aspect,
-            min_side=detector.min_side,
+            min_side=about.min_side,
             formats=[row.name for row in FORMATS],
         ),
     )

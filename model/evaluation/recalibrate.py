@@ -63,7 +63,7 @@ def recalibrate(
         if not 0 < share < 1:
             raise ModelError(f"{name} is {share}; it must be between 0 and 1")
     plan = stored.metadata.views
-    if detector.canvases != "all":
+    if detector.about.canvases != "all":
         raise ModelError("to calibrate, the detector must look at all canvases: canvases='all'")
 
     def looks_of(pixels: NDArray[np.uint8]) -> list[Look]:

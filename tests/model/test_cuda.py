@@ -36,7 +36,7 @@ def test_a_gpu_scores_as_a_cpu_does(
         # A whole image is resized in floating point there, in fixed point on a CPU.
         assert scores == pytest.approx(expected[:count], abs=5e-3)
     half = load(checkpoint, tiny_tower, "cuda", "auto")
-    assert half.dtype == "bfloat16"
+    assert half.about.dtype == "bfloat16"
     scores = [answer.score for answer in half.detect(images)]
     assert scores == pytest.approx(expected, abs=0.05)
 

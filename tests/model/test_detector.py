@@ -41,7 +41,7 @@ def test_a_batch_scores_as_its_images_do_alone(detector: Detector) -> None:
     alone = [detector.detect([image])[0] for image in images]
     assert [d.score for d in together] == pytest.approx([d.score for d in alone], abs=1e-5)
     assert len({d.score for d in together}) == 4
-    assert all(d.verdict == detector.thresholds.verdict(d.score) for d in together)
+    assert all(d.verdict == detector.about.thresholds.verdict(d.score) for d in together)
     assert [d.warnings for d in together] == [(), (), (), ("few_patches",)]
     assert [d.looks for d in together] == [2, 2, 2, 1]
     assert detector.predict([]) == []
@@ -58,8 +58,8 @@ def test_scores_are_calibrated(checkpoint: Path, tiny_tower: Path) -> None:
 
 
 def test_too_small_an_image_names_the_limit(detector: Detector) -> None:
-    with pytest.raises(ImageTooSmallError, match=str(detector.min_side)):
-        detector.look(photo(detector.min_side - 1, 500))
+    with pytest.raises(ImageTooSmallError, match=str(detector.about.min_side)):
+        detector.look(photo(detector.about.min_side - 1, 500))
 
 
 def test_non_finite_output_is_an_error_not_a_verdict(detector: Detector) -> None:
@@ -90,7 +90,11 @@ def test_bfloat16_keeps_the_score(checkpoint: Path, tiny_tower: Path) -> None:
         )
         for dtype in ("float32", "bfloat16")
     )
-    assert (short.engine, short.precision, short.dtype) == ("torch", "bfloat16", "bfloat16")
+    assert (short.about.engine, short.about.precision, short.about.dtype) == (
+        "torch",
+        "bfloat16",
+        "bfloat16",
+    )
     expected = exact.detect([image])[0].score
     assert short.detect([image])[0].score == pytest.approx(expected, abs=0.03)
 
@@ -125,7 +129,7 @@ def test_other_canvases_are_looked_at_where_the_first_leaves_doubt(
 ) -> None:
     rewrite(checkpoint, metadata=two_looks(cuts, slope=0.2))  # all near 0.5
     adaptive, whole = (load(checkpoint, tiny_tower, canvases) for canvases in ("adaptive", "all"))
-    assert (adaptive.canvases, whole.canvases) == ("adaptive", "all")
+    assert (adaptive.about.canvases, whole.about.canvases) == ("adaptive", "all")
     images = [photo(200, 300, seed) for seed in range(3)]
     every = [whole.look(image) for image in images]
     both = [s.value for s in whole.predict(every)]

@@ -36,7 +36,7 @@ def test_known_pictures_keep_their_scores(engine: str, runtime: Runtime) -> None
 
 def test_no_photograph_is_accused_and_the_made_picture_is() -> None:
     detector = Detector.load()
-    verdicts = {name: detector.thresholds.verdict(s) for name, s in default_scores(detector)}
+    verdicts = {name: detector.about.thresholds.verdict(s) for name, s in default_scores(detector)}
     assert verdicts.pop(ACCUSED) == Verdict.AI_GENERATED
     assert verdicts == dict.fromkeys(PHOTOGRAPHS, Verdict.REAL)
 

@@ -49,4 +49,7 @@ def test_http_and_the_detector_agree(process: Callable[..., Process]) -> None:
     answer = httpx.post(f"{url}/detect", files={"file": buffer.getvalue()}, timeout=60)
     detector = Detector.load(runtime=Runtime.resolve(dtype="float32"))
     assert answer.json()["score"] == pytest.approx(detector.detect([pixels])[0].score, abs=1e-4)
-    assert detector.backbone_sha256 == read_checkpoint(DEFAULT_CHECKPOINT).metadata.backbone_sha256
+    assert (
+        detector.about.backbone_sha256
+        == read_checkpoint(DEFAULT_CHECKPOINT).metadata.backbone_sha256
+    )

@@ -262,8 +262,8 @@ def test_a_detector_says_the_same_with_every_engine(
     for name, precisions in ENGINES.items():
         for precision in precisions:
             detector = Detector.load(path, backbone=tiny_tower, runtime=runtime(name, precision))
-            assert detector.engine == name
-            assert detector.precision == ("float32" if precision == "float" else precision)
+            assert detector.about.engine == name
+            assert detector.about.precision == ("float32" if precision == "float" else precision)
             assert detector.torch_threads(4) == (4 if name == "torch" else 1)
             detector.warm_up([1, 2])
             answers = detector.detect([image, image[:70, :70]])

@@ -124,7 +124,7 @@ def test_the_report_says_what_was_judged(rows: list[Row], detector: Detector) ->
     assert list(report["consistency"]) == ["jpeg60"]
     text = to_markdown(report)
     for said in (
-        detector.sha256,
+        detector.about.sha256,
         "nsnet evaluate x",
         "10 photographs of 1 groups",
         "run by torch, products in float32, all else in float32, on cpu, adaptive canvases",
