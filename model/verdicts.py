@@ -125,11 +125,10 @@ class VerdictRules(_Strict):
             score: by `score`.
             glance: see `score`.
             cut: a client's own, instead of the checkpoint's two. The image was looked at as the
-                checkpoint's cuts need it, so where that was a glance, this cut does not accuse.
+                checkpoint's cuts need it. A glance accuses nobody, by whichever cuts.
         """
-        if cut is None:
-            return self.thresholds.verdict(score)
-        verdict = Thresholds.single(cut).verdict(score)
+        cuts = self.thresholds if cut is None else Thresholds.single(cut)
+        verdict = cuts.verdict(score)
         return Verdict.UNCERTAIN if glance and verdict is Verdict.AI_GENERATED else verdict
 
 

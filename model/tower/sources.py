@@ -148,14 +148,14 @@ def _frozen(visual: VisionTransformer) -> VisionTransformer:
 
 
 def _image_tower(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The image tower's tensors under open_clip's names, from any of the public layouts."""
+    """The image tower's tensors, float32 under open_clip's names, from any public layout."""
     if any(key.startswith("vision_model.") for key in tensors):
         return _from_transformers(tensors)
     visual = {k.removeprefix("visual."): v for k, v in tensors.items() if k.startswith("visual.")}
     tensors = visual or tensors
     if "class_embedding" not in tensors:
         raise BackboneError(f"{source} holds no CLIP image tower")
-    return tensors
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _from_transformers(hf: Mapping[str, Tensor]) -> dict[str, Tensor]:

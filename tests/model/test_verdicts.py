@@ -121,6 +121,16 @@ def test_a_clients_cut_accuses_by_all_canvases_and_never_by_a_glance() -> None:
     assert RULES.verdict(0.25, glance=True) is Verdict.REAL
 
 
+def test_no_cut_of_the_checkpoints_accuses_by_a_glance_either() -> None:
+    """At `ai_above` = 1 a large first logit is settled, and its score is 1.0."""
+    cuts = Thresholds(real_below=0.3, ai_above=1.0)
+    rules = RULES.model_copy(update={"thresholds": cuts})
+    score = rules.score(1e3, glance=True)
+    assert (rules.settled(1e3), score) == (True, 1.0)
+    assert rules.verdict(score, glance=True) is Verdict.UNCERTAIN
+    assert rules.verdict(score, glance=False) is Verdict.AI_GENERATED
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

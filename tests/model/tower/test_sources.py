@@ -96,6 +96,13 @@ def test_garbage_is_not_an_export() -> None:
         )
 
 
+def test_a_half_precision_file_is_read_as_float32(tiny_tower: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(tiny_tower).items()}, path)
+    state = load_backbone(TINY, path=path).visual.state_dict()
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
 def test_every_public_layout_loads_to_the_same_tower(tiny_tower: Path, tmp_path: Path) -> None:
     tensors = load_file(tiny_tower)
     expected = load_backbone(TINY, path=tiny_tower)
