@@ -15,9 +15,7 @@ from cli.environment import Data, command_line, not_installed
 _Checkpoint = Annotated[Path, typer.Argument(help="safetensors file by `nsnet train`")]
 _Split = Annotated[str, typer.Option(help="rows of the data to use")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-_Engine = Annotated[
-    str, typer.Option(help="what runs the tower: auto, torch, openvino or onnxruntime")
-]
+_Engine = Annotated[str, typer.Option(help="what runs the tower, as NSNET_ENGINE")]
 _Precision = Annotated[str, typer.Option(help="what it multiplies in: auto, float or int8")]
 _Dtype = Annotated[str, typer.Option(help="of all else: auto, float32, bfloat16 or float16")]
 _Canvases = Annotated[str, typer.Option(help="how many are looked at: all or adaptive")]

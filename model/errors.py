@@ -17,9 +17,8 @@ class ImageError(ModelError, ValueError):
     """An image is not read, or not judged.
 
     Args:
-        code: why: `empty_file`, `payload_too_large`, `unsupported_media_type`,
-            `too_many_pixels`, `image_too_small`, `validation_error` (the aspect ratio),
-            `corrupt_image`, `unreadable` (the file itself cannot be).
+        code: why, as the service's catalogue of errors has it; `unreadable` where the file itself
+            cannot be read.
         text: one sentence for whoever sent the image.
     """
 
