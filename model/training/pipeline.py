@@ -170,6 +170,6 @@ def _ranges(rows: Sequence[Row], options: TrainOptions, deltas: Deltas) -> dict[
         log.warning("no image could be read for the ranges of int8: the checkpoint has none")
         return {}
     config = options.network
-    visual = load_backbone(config.backbone, depth=config.depth).visual
+    visual = load_backbone(config.backbone, depth=config.depth).visual.float()
     merge_lora(visual, deltas)
     return activation_ranges(visual, torch.stack(canvases), config.spec(visual))
