@@ -60,8 +60,9 @@ USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Liveness, as some orchestrators restart on it: a server that loads or drains needs none.
-# http.client, because urllib would ask a proxy that the environment names.
+# http.client, because urllib would ask a proxy that the environment names. NSNET_PORT may be an
+# address, as Kubernetes and Docker set it for a service called nsnet: the port is the default then.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['NSNET_PORT']), timeout=2); c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client, os, sys; p = os.environ.get('NSNET_PORT', '').strip(); c = http.client.HTTPConnection('127.0.0.1', int(p) if p.isdecimal() else 8000, timeout=2); c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
 # One process, signalled directly: it handles SIGTERM itself and starts no children to reap.
 CMD ["nsnet", "serve"]

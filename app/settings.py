@@ -1,13 +1,14 @@
 """Every setting of the service: an environment variable with the prefix `NSNET_`.
 
-Neither torch nor scikit-learn is imported here: a mistake is told before the seconds they take. No
-`.env` file is read.
+An empty variable is an unset one, as compose's `${NAME:-}` leaves it. No `.env` file is read.
+Neither torch nor scikit-learn is imported here: a mistake is told before the seconds they take.
 """
 
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,11 +24,15 @@ MIB = 1024 * 1024
 
 # Ours, but read by docker-compose.yml: the published address.
 _NO_SETTINGS = frozenset({"NSNET_PUBLISH"})
-# What Kubernetes tells every container of a Service called nsnet, or nsnet-and-more.
+# What Kubernetes tells every container of a Service called nsnet, or nsnet-and-more, and Docker
+# those that are linked to one called nsnet.
 _SERVICE = re.compile(
     r"NSNET_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)"
+    r"|NSNET_NAME|NSNET_ENV_.+",
+    re.DOTALL,
 )
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 class SettingsError(Exception):
@@ -37,7 +42,9 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """The service's settings; see each field's description."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -121,17 +128,44 @@ class Settings(BaseSettings):
             raise ValueError("int8 is a precision: use NSNET_PRECISION=int8")
         return value
 
+    @field_validator("host", "root_path", "forwarded_allow_ips")
+    @classmethod
+    def _is_text(cls, value: str) -> str:
+        if not value.isprintable():
+            raise ValueError("it is no printable text")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError("it is none of auto, cpu, cuda and cuda:N")
+        return value
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return [key.strip() for key in value.split(",") if key.strip()]
-        return value
+        if not isinstance(value, str):
+            return value
+        keys = [key.strip() for key in value.split(",") if key.strip()]
+        if value and not keys:
+            raise ValueError("it holds no key; leave it empty to ask for none")
+        return keys
+
+    @field_validator("api_keys")
+    @classmethod
+    def _can_be_sent(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        texts = [key.get_secret_value() for key in keys]
+        if not all(text.strip() and text.isprintable() for text in texts):
+            raise ValueError("a key is no printable text: no client could send it")
+        return keys
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the log should say at the start of how the environment was read."""
-        return self._notes
+        if self.api_keys:
+            return self._notes
+        return (*self._notes, "NSNET_API_KEYS is not set: the service is open to all who reach it")
 
     def threads(self) -> int:
         """Threads for the forward pass: not more than the cores that this process may use.
@@ -177,12 +211,15 @@ def load_settings() -> Settings:
 
     Raises:
         SettingsError: one line for all that is wrong, without a value: a variable that is no
-            setting, a value that its setting does not allow, settings that contradict each other.
+            setting, a setting in two spellings, a value that its setting does not allow, settings
+            that contradict each other.
     """
-    environment = {name.upper(): value for name, value in os.environ.items()}
+    everything = [(name.upper(), value) for name, value in os.environ.items()]
+    given = [(name, value) for name, value in everything if value]
+    environment = dict(everything) | dict(given)
     port = f"{PREFIX}PORT"
     injected = bool(_SERVICE_ADDRESS.match(environment.get(port, "")))
-    wrong = list(_unknown(environment))
+    wrong = [*_unknown(environment), *_repeated(name for name, _ in given)]
     try:
         # What is given here goes before the environment.
         settings = Settings(port=Settings.model_fields["port"].default) if injected else Settings()
@@ -216,7 +253,15 @@ def _unknown(environment: Mapping[str, str]) -> Iterator[str]:
         if _SERVICE.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_ADDRESS.match(value)):
             continue
         [nearest] = difflib.get_close_matches(name, settings, n=1, cutoff=0)
-        yield f"{name} is no setting; the nearest is {nearest}"
+        yield f"{repr(name)[1:-1]} is no setting; the nearest is {nearest}"
+
+
+def _repeated(names: Iterable[str]) -> Iterator[str]:
+    """One clause for each setting of which several spellings have a value: one would be dropped."""
+    counts = Counter(names)
+    for variable in map(_variable, Settings.model_fields):
+        if counts[variable] > 1:
+            yield f"{variable} is set in several spellings; case does not matter: set one alone"
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
@@ -224,6 +269,11 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield "NSNET_MAX_FILES is above NSNET_MAX_QUEUE: no full batch would ever be admitted"
     if settings.max_upload_bytes > settings.max_request_bytes:
         yield "NSNET_MAX_UPLOAD_BYTES is above NSNET_MAX_REQUEST_BYTES: no file so large can arrive"
+    if 0 < settings.rate_limit_per_minute < settings.max_files:
+        yield "NSNET_RATE_LIMIT_PER_MINUTE is below NSNET_MAX_FILES: no full batch is ever allowed"
+    # The default may: a shorter queue only leaves the batches smaller.
+    if "max_batch" in settings.model_fields_set and settings.max_batch > settings.max_queue:
+        yield "NSNET_MAX_BATCH is above NSNET_MAX_QUEUE: no forward pass would ever be full"
 
 
 @dataclass(frozen=True, slots=True)

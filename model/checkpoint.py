@@ -4,6 +4,7 @@ The ranges of the tower's activations, for engines that multiply in int8, may li
 frozen tower does not; its digest does.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from open_clip.transformer import VisionTransformer
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor
 
 from model.engines.ranges import Ranges, ranges_shapes
@@ -83,9 +84,13 @@ def _from_format_1(fields: Mapping[str, Any]) -> dict[str, Any]:
     network = fields.get("network")
     if isinstance(network, dict):
         network = dict(network)
-        rule = dict(network.pop("patches", {}))
-        whole = bool(rule.pop("whole", False))
-        rule["canvases"] = rule.get("canvases", 1) - whole
+        rule, whole = network.pop("patches", {}), False
+        if isinstance(rule, dict):
+            rule = dict(rule)
+            whole = _read_as(bool, rule.pop("whole", False))
+            rule["canvases"] = _read_as(int, rule.get("canvases", 1))
+            if whole is True and isinstance(rule["canvases"], int):
+                rule["canvases"] -= 1
         upgraded["views"] = {
             "whole": whole,
             "whole_share": network.pop("whole_share", 0.5),
@@ -99,6 +104,13 @@ def _from_format_1(fields: Mapping[str, Any]) -> dict[str, Any]:
     return upgraded
 
 
+def _read_as(kind: type, value: Any) -> Any:
+    """A field's value as it is validated; itself where it is wrong, to be named in its place."""
+    with contextlib.suppress(ValidationError):
+        return TypeAdapter(kind).validate_python(value)
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A validated checkpoint file.
@@ -106,7 +118,8 @@ class Checkpoint:
     Attributes:
         metadata: what it says of itself.
         tensors: `basis`, `head.*`, `lora.<parameter>.down|up` and `ranges.<layer>`; finite,
-            float32.
+            float32. The basis is [d, `Projector.rank`] with orthonormal columns, and no range ends
+            below its start.
         sha256: digest of the file.
     """
 
@@ -177,7 +190,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read and validate a checkpoint, without building anything.
 
     Raises:
-        CheckpointError: missing, not safetensors, invalid metadata, or a non-finite tensor.
+        CheckpointError: missing, not safetensors, invalid metadata, or a tensor is not as
+            `Checkpoint` has it.
     """
     try:
         data = path.read_bytes()
@@ -188,9 +202,30 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except ModelError as error:
         raise CheckpointError(str(error)) from None
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: tensor {name} is not finite")
+        fault = _fault(name, tensor, metadata.projector.rank)
+        if fault:
+            raise CheckpointError(f"{path}: tensor {name} is {fault}")
     return Checkpoint(metadata, tensors, hashlib.sha256(data).hexdigest())
+
+
+def _fault(name: str, tensor: Tensor, rank: int) -> str | None:
+    """What a tensor is that no checkpoint's may be."""
+    shape = list(tensor.shape)
+    if tensor.dtype != torch.float32:
+        return f"{str(tensor.dtype).removeprefix('torch.')}, not float32"
+    if not torch.isfinite(tensor).all():
+        return "not finite"
+    if name == "basis":
+        if len(shape) != 2 or shape[1] != rank or rank > shape[0]:
+            return f"{shape}, not [d, {rank}] as its metadata says"
+        if not torch.allclose(tensor.T @ tensor, torch.eye(rank), atol=1e-4):
+            return "not orthonormal"
+    if name.startswith(_RANGES):
+        if len(shape) != 3 or shape[1] != 2:
+            return f"{shape}, not [blocks, 2, channels]"
+        if (tensor[:, 0] > tensor[:, 1]).any():
+            return "no ranges: one ends below its start"
+    return None
 
 
 def build_model(checkpoint: Checkpoint, visual: VisionTransformer) -> NSNet:
@@ -207,15 +242,20 @@ def build_model(checkpoint: Checkpoint, visual: VisionTransformer) -> NSNet:
     ranges, tensors = _split(checkpoint.tensors, _RANGES)
     tensors = _split(tensors, _LORA)[1]
     deltas = checkpoint.deltas
-    if "basis" not in tensors:
-        raise CheckpointError("the checkpoint lacks the tensor basis")
+    for name in ("basis", "head.embed.weight"):
+        if name not in tensors:
+            raise CheckpointError(f"the checkpoint lacks the tensor {name}")
+    config = checkpoint.metadata.network
+    if tensors["head.embed.weight"].shape[:1] != (config.hidden,):
+        raise CheckpointError("the checkpoint's head.embed.weight is not as wide as its hidden")
     merge_lora(visual, deltas)
     views = checkpoint.metadata.views
     if views.canvas_size != visual.image_size[0]:
         raise CheckpointError(
             f"canvases are {views.canvas_size} px, the tower takes {visual.image_size[0]} px"
         )
-    model = NSNet(checkpoint.metadata.network, visual, tensors["basis"])
+    with torch.device("meta"):  # no memory for a head that the file does not hold
+        model = NSNet(config, visual, tensors["basis"])
     expected = {k: v.shape for k, v in model.state_dict().items() if not k.startswith("visual.")}
     for name in sorted(expected.keys() ^ tensors.keys()):
         state = "lacks the" if name in expected else "has an unknown"
@@ -229,7 +269,9 @@ def build_model(checkpoint: Checkpoint, visual: VisionTransformer) -> NSNet:
         shapes = ranges_shapes(visual, model.spec.depth)
         if {layer: tuple(tensor.shape) for layer, tensor in ranges.items()} != shapes:
             raise CheckpointError("the checkpoint's ranges are not those of its tower's layers")
-    model.load_state_dict(tensors, strict=False)
+    # Copies: what was read may be a view of the file.
+    own = {name: tensor.clone() for name, tensor in tensors.items()}
+    model.load_state_dict(own, strict=False, assign=True)
     return model.requires_grad_(False).eval()
 
 

@@ -53,11 +53,13 @@ def parse_tensors(
     """
     try:
         tensors = load(data)
-    except SafetensorError:
+        # The format: the header's length in 8 bytes, the header as JSON, the tensors.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, RuntimeError, TypeError, ValueError):  # torch's, of absurd shapes
         raise ModelError(f"{path} is not a safetensors file") from None
-    # The format: the header's length in 8 bytes, the header as JSON, the tensors.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    text = header.get("__metadata__", {}).get(key)
+    except KeyError as unknown:
+        raise ModelError(f"{path} holds numbers of a kind unknown here: {unknown}") from None
+    text = (header.get("__metadata__") or {}).get(key)
     if text is None:
         raise ModelError(f"{path} is not {noun}: it has no {key!r} metadata")
     try:

@@ -201,9 +201,10 @@ def test_the_process_is_signalled_directly_and_is_nobody() -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", chosen["USER"])
 
 
-def health_check(port: int) -> int:
+def health_check(port: int | str, default: int = 8000) -> int:
     _, _, command = dict(instructions())["HEALTHCHECK"].partition(" CMD ")
-    python, *arguments = json.loads(command)
+    assert " else 8000," in command
+    python, *arguments = json.loads(command.replace(" else 8000,", f" else {default},"))
     assert python == "python"
     # A proxy that the environment names must not be asked.
     environment = {"NSNET_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
@@ -224,6 +225,17 @@ def test_the_health_check_follows_the_device_thread() -> None:
             eventually(lambda: client.get("/livez").status_code == 503)
         assert health_check(port) == 1
     assert health_check(port) == 1
+
+
+@pytest.mark.parametrize("said", ["tcp://10.0.0.1:9000", "", " "])
+def test_the_health_check_asks_the_default_port_where_none_is_given(said: str) -> None:
+    """As the service, which does not take an address that Kubernetes gives for its port."""
+    assert Settings.model_fields["port"].default == 8000
+    with running() as server:
+        port = httpx.URL(server.url).port
+        assert port
+        assert health_check(said, default=port) == 0
+    assert health_check(said, default=port) == 1
 
 
 # --- compose ------------------------------------------------------------------------------------

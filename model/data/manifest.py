@@ -149,9 +149,7 @@ def read_manifest(path: Path, split: str | None = None) -> list[Row]:
 def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """The records of a CSV file by column name, each with the line on which it begins."""
     text = _text(path)
-    separator = next((s for s in _SEPARATORS if _names_columns(text, s)), None)
-    if separator is None:
-        raise ManifestError(f"{path} needs the columns path, label and group")
+    separator = _separator(path, text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header: list[str] | None = None
     while True:
@@ -194,10 +192,17 @@ def _text(path: Path) -> str:
     return text
 
 
-def _names_columns(text: str, separator: str) -> bool:
-    """Whether the first line holds the required columns, so separated."""
-    first = text.splitlines()[:1]
-    return {*_REQUIRED} <= {*next(csv.reader(first, delimiter=separator), [])}
+def _separator(path: Path, text: str) -> str:
+    """The one by which the text begins with the required columns."""
+    fault = ""
+    for separator in _SEPARATORS:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        try:
+            if {*_REQUIRED} <= {*next(reader, [])}:
+                return separator
+        except csv.Error as error:
+            fault = f" on its first line: {error}"
+    raise ManifestError(f"{path} needs the columns path, label and group{fault}")
 
 
 def digest(rows: Sequence[Row]) -> str:

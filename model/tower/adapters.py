@@ -23,16 +23,17 @@ def merge_lora(visual: VisionTransformer, deltas: Deltas) -> None:
         deltas: see `Deltas`.
 
     Raises:
-        CheckpointError: no such parameter, or shapes that do not fit.
+        CheckpointError: no such parameter, shapes that do not fit, or no floating-point numbers.
     """
     parameters = dict(visual.named_parameters())
     for name, (down, up) in deltas.items():
         weight = parameters.get(name)
         fits = down.ndim == up.ndim == 2 and up.shape[1] == down.shape[0]
+        fits = fits and down.is_floating_point() and up.is_floating_point()
         if weight is None or not fits or (up.shape[0], down.shape[1]) != tuple(weight.shape):
             raise CheckpointError(f"the LoRA delta for {name} does not fit the tower")
         # A new tensor: the loaded one may be a read-only view of the file.
-        weight.data = weight + (up @ down).to(weight)
+        weight.data = weight + (up.float() @ down.float()).to(weight)
 
 
 def named_tensors(deltas: Deltas) -> dict[str, Tensor]:

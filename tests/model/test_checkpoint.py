@@ -21,6 +21,14 @@ from model.views.patches import PatchRule
 from model.views.plan import ViewPlan
 from tests.conftest import CPU, TINY
 
+LORA = "lora.transformer.resblocks.0.mlp.c_fc.weight.down"
+# The start of a tensor's entry in a safetensors header.
+EMPTY = '"dtype": "F32", "data_offsets": [0, 0]'
+NO_FLOAT32 = (
+    *(torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.int32, torch.int64, torch.uint8, torch.bool, torch.complex64),
+)
+
 
 def rewrite(
     path: Path,
@@ -93,6 +101,14 @@ def test_ranges_come_back(network: NSNet, metadata: Metadata, tmp_path: Path) ->
         (lambda t: t.update({"lora.conv1.weight.up": torch.ones(2, 2)}), "lacks lora"),
         (lambda t: t.update({"basis": torch.ones(7, 2)}), "basis"),
         (lambda t: t.update({"ranges.c_fc": torch.ones(3, 2, 32)}), "ranges are not those"),
+        (lambda t: t.update({"ranges.c_fc": torch.ones(3, 32)}), r"\[3, 32\], not \[blocks, 2"),
+        (
+            lambda t: t.update({"ranges.c_fc": torch.tensor([1.0, 0.0]).reshape(1, 2, 1)}),
+            r"ranges\.c_fc is no ranges: one ends below",
+        ),
+        (lambda t: t["basis"].mul_(100), "basis is not orthonormal"),
+        (lambda t: t.update(basis=t["basis"][:, :3].clone()), r"basis is \[\d+, 3\], not \[d, 4\]"),
+        (lambda t: t.update(basis=torch.ones(4)), r"basis is \[4\], not \[d, 4\]"),
     ],
 )
 def test_wrong_tensors_are_named(
@@ -104,6 +120,36 @@ def test_wrong_tensors_are_named(
 ) -> None:
     rewrite(checkpoint, tensors=change)
     with pytest.raises(CheckpointError, match=message):
+        build_model(read_checkpoint(checkpoint), tower(tiny_tower, network))
+
+
+@pytest.mark.parametrize("name", ["basis", "head.mean", "head.embed.weight", LORA, "ranges.c_fc"])
+@pytest.mark.parametrize("dtype", NO_FLOAT32, ids=str)
+def test_tensors_are_float32(name: str, dtype: torch.dtype, checkpoint: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = tensors.get(name, torch.ones(3, 2, 32)).to(dtype)
+
+    rewrite(checkpoint, tensors=change)
+    with pytest.raises(CheckpointError, match=f"tensor {name} is .*, not float32") as caught:
+        read_checkpoint(checkpoint)
+    assert str(dtype).removeprefix("torch.") in str(caught.value)
+
+
+@pytest.mark.parametrize("hidden", [9, 10**9, 10**13, 10**30])
+def test_no_memory_is_taken_for_a_head_that_the_file_does_not_hold(
+    hidden: int, checkpoint: Path, network: NSNet, tiny_tower: Path
+) -> None:
+    rewrite(checkpoint, metadata=lambda m: m["network"].update(hidden=hidden))
+    with pytest.raises(CheckpointError, match=r"head\.embed\.weight is not as wide"):
+        build_model(read_checkpoint(checkpoint), tower(tiny_tower, network))
+    # A narrow weight of that many rows would take little room in a file.
+    hidden = min(hidden, 10**6)
+    rewrite(
+        checkpoint,
+        tensors=lambda t: t.update({"head.embed.weight": torch.ones(hidden, 1)}),
+        metadata=lambda m: m["network"].update(hidden=hidden),
+    )
+    with pytest.raises(CheckpointError, match=r"the checkpoint's head\.embed\.\w+ is \["):
         build_model(read_checkpoint(checkpoint), tower(tiny_tower, network))
 
 
@@ -141,6 +187,27 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_checkpoint(plain)
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ('"__metadata__": null', "is not an NS-Net checkpoint"),
+        ('"x": {"dtype": "F32", "shape": [0, 1e0]', "not a safetensors"),
+        (f'"x": {{{EMPTY}, "shape": [0, {2**63}]}}', "not a safetensors"),
+        (f'"x": {{{EMPTY}, "shape": [0, {2**62}, 8]}}', "not a safetensors"),
+        (f'"x": {{{EMPTY}, "shape": [0], "junk": 1{"0" * 5000}}}', "not a safetensors"),
+        (f'"x": {{{EMPTY.replace("F32", "F8_E8M0")}, "shape": [0]}}', "a kind unknown here"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_no_traceback(
+    header: str, message: str, tmp_path: Path
+) -> None:
+    said = f"{{{header}}}".encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(said).to_bytes(8, "little") + said)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(path)
+
+
 def as_format_1(metadata: dict[str, Any], *, whole: bool) -> None:
     """What the version before wrote: the views in the network, and one calibration."""
     rules, views = metadata.pop("verdicts"), metadata.pop("views")
@@ -169,6 +236,23 @@ def test_format_1_is_read_and_scores_as_it_did(
     assert Detector.load(checkpoint, runtime=CPU, backbone=tiny_tower).detect([image]) == expected
 
 
+PATCHES = ("network", "patches")
+NO_RULES: tuple[Any, ...] = (None, 3, 0.5, True, "x", [], [1], [[1, 2]])
+NO_COUNTS: tuple[Any, ...] = (None, "x", [], {}, 1e308, 0.5, 10**30, -1)
+NO_TRUTHS: tuple[Any, ...] = (None, "x", [], {}, 2)
+
+
+def field(path: tuple[str, ...], name: str, value: object) -> Callable[[dict[str, Any]], object]:
+    """What sets a field of the metadata."""
+
+    def change(metadata: dict[str, Any]) -> None:
+        for key in path:
+            metadata = metadata[key]
+        metadata[name] = value
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -176,6 +260,12 @@ def test_format_1_is_read_and_scores_as_it_did(
         (lambda m: m["network"]["patches"].update(patch_size=48), "views.patches"),
         (lambda m: m["network"].pop("backbone"), "network.backbone"),
         (lambda m: m.update(network=3), "network"),
+        *[(field(("network",), "patches", wrong), "field views.patches: ") for wrong in NO_RULES],
+        *[
+            (field(PATCHES, "canvases", wrong), "field views.patches.canvases: ")
+            for wrong in NO_COUNTS
+        ],
+        *[(field(PATCHES, "whole", wrong), "field views.whole: ") for wrong in NO_TRUTHS],
     ],
 )
 def test_a_wrong_format_1_names_its_field(
@@ -202,6 +292,24 @@ def test_lora_pairs_that_do_not_fit_each_other_are_a_checkpoint_error(
     rewrite(checkpoint, lambda t: t.update(pair))
     with pytest.raises(CheckpointError, match="does not fit"):
         build_model(read_checkpoint(checkpoint), tower(tiny_tower, network))
+
+
+@pytest.mark.parametrize("path", sorted(DEFAULT_CHECKPOINT.parent.glob("nsnet-*.safetensors")))
+def test_every_shipped_checkpoint_is_as_it_says(path: Path) -> None:
+    stored = read_checkpoint(path)
+    assert stored.tensors["basis"].shape[1] == stored.metadata.projector.rank > 0
+    assert stored.ranges
+
+
+@pytest.mark.parametrize(("whole", "canvases"), [("true", 2), (1, "2"), (True, 2.0)])
+def test_format_1_is_read_as_loosely_as_ever(
+    whole: object, canvases: object, checkpoint: Path
+) -> None:
+    rewrite(checkpoint, metadata=lambda m: as_format_1(m, whole=True))
+    lax = {"whole": whole, "canvases": canvases}
+    rewrite(checkpoint, metadata=lambda m: m["network"]["patches"].update(lax))
+    views = read_checkpoint(checkpoint).metadata.views
+    assert (views.whole, views.patches.canvases) == (True, 1)
 
 
 def test_the_shipped_checkpoint_is_read() -> None:

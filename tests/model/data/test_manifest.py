@@ -16,7 +16,7 @@ from model.data.manifest import (
 
 
 def write(path: Path, text: str) -> Path:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -49,6 +49,13 @@ def test_who_published_an_image_and_what_it_shows(tmp_path: Path) -> None:
     [
         ("", "needs the columns"),
         ("path,label\na,ai\n", "needs the columns"),
+        (f"path,label,group,{'x' * 200_000}\n", "needs the columns .* field larger"),
+        (f'{{"rows": "{"z" * 200_000}"}}', "needs the columns .* field larger"),
+        ('"path,label,group\na,ai,g\n', "needs the columns .* unexpected end"),
+        *[
+            (f"path,label,group{end},extra\na,real,g,1\nb,ai,h,2\n", "needs the columns")
+            for end in "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+        ],
         ("path,label,group\na,ai,g\nb,ai,h\n", "both classes"),
         ("path,label,group\na,ai,g\nb,fake,g\n", "line 3: label 'fake' is neither"),
         ("path,label,group\na,ai,g\n\nb,real\n", "line 4: 2 fields, where the header has 3"),
