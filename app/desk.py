@@ -129,7 +129,11 @@ class Desk:
 
     @property
     def busy(self) -> bool:
-        """Whether a thread here is at work; after `stop`, one that nothing will end."""
+        """Whether a thread lives that is the device's or works; after `stop`, nothing ends it."""
+        return self._queue.busy or self._working
+
+    @property
+    def _working(self) -> bool:
         return any(workers.busy for workers in self._workers)
 
     def stop(self) -> None:
@@ -137,7 +141,7 @@ class Desk:
         for workers in self._workers:
             workers.stop()
         end = time.monotonic() + self.JOIN_S
-        while self.busy and time.monotonic() < end:
+        while self._working and time.monotonic() < end:
             time.sleep(0.01)
         self._queue.stop()
 
@@ -163,8 +167,10 @@ class Desk:
         outcome = "cancelled"
         try:
             async with within(deadline):
-                digest = await self._digests.run(upload.digest)
-                result, cached = await self._result(upload, digest, identifier)
+                key, kept = await self._begun(upload, identifier)
+                result = kept or await self._results.made(key)
+            digest, _ = key
+            cached = kept is not None
             answer = self._write(result, digest, identifier, threshold, cached=cached)
             outcome = "ok"
         except ApiError:
@@ -205,17 +211,25 @@ class Desk:
             timings_ms=_NO_TIME if cached else timings,
         )
 
-    async def _result(self, upload: Upload, digest: str, identifier: str) -> tuple[Result, bool]:
-        """What is made of these bytes, once for all who send them; and whether it was kept."""
-        # Nothing that a request says changes a score: its cut is laid against it afterwards.
-        key = (digest, self.detector.about.sha256)
-        kept = self._results.kept(key)
-        if kept is not None:
-            return kept, True
-        if not self._results.making(key):
-            self._results.make(key, self._make(upload.moved(), identifier))
-        upload.discard()  # others may have sent the same
-        return await self._results.made(key), False
+    async def _begun(
+        self, upload: Upload, identifier: str
+    ) -> tuple[tuple[str, str], Result | None]:
+        """The key of what is made of these bytes, once for all who send them; or of a result kept.
+
+        Until that is known, they are expected at the device.
+        """
+        self._queue.expect(1)
+        try:
+            digest = await self._digests.run(upload.digest)
+            # Nothing that a request says changes a score: its cut is laid against it afterwards.
+            key = (digest, self.detector.about.sha256)
+            kept = self._results.kept(key)
+            if kept is None and not self._results.making(key):
+                self._results.make(key, self._make(upload.moved(), identifier))
+            upload.discard()  # others may have sent the same
+            return key, kept
+        finally:
+            self._queue.expect(-1)
 
     async def _make(self, upload: Upload, identifier: str) -> Result | ApiError:
         """Score an upload that nobody else has sent.
@@ -240,8 +254,6 @@ class Desk:
             return error.with_traceback(None)
         except Exception as error:  # noqa: BLE001  (a bug)
             return _unexpected(error, identifier)
-        finally:
-            upload.discard()  # a busy decoder's queue may hold it still
         timings = TimingsOut(
             decode=_ms(decode_s), patches=_ms(cut_s), queue=_ms(queue_s), inference=_ms(forward_s)
         )

@@ -1,6 +1,7 @@
 """The application and its server process."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -151,10 +152,13 @@ def serve(settings: Settings, load: Loader = load_detector) -> int:
         log.warning("%s", note)
     app = create_app(settings, load)
     server = make_server(app, settings)
-    server.run()
+    with contextlib.suppress(SystemExit):  # uvicorn's, where it cannot listen: it has not started
+        server.run()
     service: Service = app.state.service
     status = 1 if service.state is State.FAILED or not server.started else 0
-    if service.busy:  # nobody waits for it, but the interpreter's own end would
+    if service.busy:
+        # Nobody waits for it, but the interpreter's own end would; or, where it comes upon a thread
+        # in native code, abort.
         logging.shutdown()
         os._exit(status)
     return status

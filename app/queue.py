@@ -1,7 +1,7 @@
 """The device's queue: one thread turns single looks into batches.
 
 It waits for a first look, collects more until `max_batch` or `max_wait` after the first or until
-no other is on its way, and runs one forward. While a GPU works on a batch, the next one is
+no other is expected, and runs one forward. While a GPU works on a batch, the next one is
 collected, and once it is full it is handed over, so that the GPU never waits for this thread. A
 look that nobody waits for any more leaves the queue at once.
 Whatever happens, every image gets an answer: a failed batch is halved until the poison image is
@@ -89,8 +89,6 @@ class DeviceQueue:
         probe: raises if the device no longer works; called after a batch of which every image
             failed.
         setup: called once, first, in the device thread.
-        expected: counts the looks that are not scored yet, those queued here and those that may
-            still come.
         metrics: where batch sizes, queue depth and stage times go.
         max_batch: looks in one forward.
         max_wait_s: how long the first look of a batch waits for others.
@@ -107,7 +105,6 @@ class DeviceQueue:
         submit: Callable[[Sequence[Look]], Pending],
         probe: Callable[[], None],
         setup: Callable[[], None],
-        expected: Callable[[], int],
         metrics: Metrics,
         *,
         max_batch: int,
@@ -117,7 +114,6 @@ class DeviceQueue:
         self._submit = submit
         self._probe = probe
         self._setup = setup
-        self._expected = expected
         self._metrics = metrics
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
@@ -125,6 +121,7 @@ class DeviceQueue:
         self._starts: list[float] = []  # of the forwards under way
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
+        self._expected = 0
         self._open = True
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
@@ -139,6 +136,20 @@ class DeviceQueue:
         oldest = min(list(self._starts), default=math.inf)
         stuck = time.monotonic() - oldest > self._stuck_after_s
         return self._open and self._thread.is_alive() and not stuck
+
+    @property
+    def busy(self) -> bool:
+        """Whether the device thread lives; after `stop`, in a forward that nothing will end."""
+        return self._thread.is_alive()
+
+    def expect(self, images: int) -> None:
+        """Count images that may still come here, with those that wait: so many more, or fewer.
+
+        A batch waits for nobody else; a second look is its image's first one once more.
+        """
+        with self._changed:
+            self._expected += images
+            self._changed.notify_all()
 
     def start(self) -> None:
         """Start the device thread."""
@@ -247,7 +258,7 @@ class DeviceQueue:
         """Whether to wait no longer for a fuller batch; or for none: all have left."""
         return (
             not self._jobs
-            or len(self._jobs) >= min(self._max_batch, self._expected())
+            or len(self._jobs) >= min(self._max_batch, self._expected)
             or not self._open
         )
 

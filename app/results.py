@@ -1,7 +1,7 @@
 """What was made of an upload, for the same bytes again: kept for later, shared while it is made."""
 
 import asyncio
-from collections.abc import Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 from cachetools import TTLCache
@@ -25,13 +25,17 @@ class Results(Generic[T]):
         size: results kept, the least recently used go first; 0: none, and only sharing is counted.
         ttl_s: seconds that a result is kept.
         metrics: where hits and misses are counted, and those who share.
+        expect: told 1 for what is begun, and -1 once it is made or given up.
     """
 
-    def __init__(self, size: int, ttl_s: float, metrics: Metrics) -> None:
+    def __init__(
+        self, size: int, ttl_s: float, metrics: Metrics, expect: Callable[[int], None]
+    ) -> None:
         self._size = size
         self._kept: TTLCache[Hashable, T] = TTLCache(max(1, size), ttl_s)
         self._making: dict[Hashable, _Making[T]] = {}
         self._metrics = metrics
+        self._expect = expect
         self.sharing = 0  # those who wait for what was begun for another
 
     def kept(self, key: Hashable) -> T | None:
@@ -55,6 +59,7 @@ class Results(Generic[T]):
         if self._size:
             self._metrics.cache.labels("miss").inc()
         self._making[key] = _Making(asyncio.create_task(self._run(key, work)))
+        self._expect(1)
 
     async def made(self, key: Hashable) -> T:
         """Wait for what is being made. If the last one who does is cancelled, the work is.
@@ -74,8 +79,8 @@ class Results(Generic[T]):
             if making.waiting:
                 self.sharing -= 1
             else:
-                self._forget(key, making.task)
                 making.task.cancel()  # nothing, where it is done
+                self._forget(key, making.task)
         if isinstance(outcome, ApiError):
             # One each: raised in many, it would gather the tracebacks of all.
             raise ApiError(outcome.code, outcome.detail, headers=outcome.headers)
@@ -84,6 +89,11 @@ class Results(Generic[T]):
     async def _run(self, key: Hashable, work: Coroutine[Any, Any, T | ApiError]) -> T | ApiError:
         try:
             outcome = await work
+        except asyncio.CancelledError:
+            # Nobody waits any more. Were it this task's end, it would hold on to the frames that it
+            # came through, and they to it: to all that was under way, until a search for garbage.
+            return ApiError("internal_error", "The work was given up.")
+        else:
             if self._size and not isinstance(outcome, ApiError):
                 self._kept[key] = outcome
             return outcome
@@ -94,6 +104,7 @@ class Results(Generic[T]):
         making = self._making.get(key)
         if making is not None and making.task is task:  # not its successor
             del self._making[key]
+            self._expect(-1)
 
 
 class _Making(Generic[T]):

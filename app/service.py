@@ -70,13 +70,17 @@ class Service:
         self.rates = RateLimiter(settings.rate_limit_per_minute)
         self.state = State.LOADING
         self._load = load
+        # Not `asyncio.to_thread`: loading may take minutes, and the end must not wait for it.
+        self._loading = threading.Thread(target=self._run_load, name="load", daemon=True)
+        self._detector: Future[ServedDetector] = Future()
+        self._detector.set_running_or_notify_cancel()
         self._desk: Desk | None = None
 
     async def start(self, failed: Callable[[], None]) -> None:
         """Load and warm up; `failed` is called if that cannot be done."""
         began = time.monotonic()
         try:
-            detector = await _in_daemon_thread(self._load_warm)
+            detector = await self._loaded()
             self._desk = self._open(detector)
         except Exception as error:  # of the model's, or out of memory, a broken driver, ...
             log.error("the model cannot be loaded: %s", _one_line(error))  # noqa: TRY400
@@ -101,6 +105,17 @@ class Service:
             took,
         )
 
+    async def _loaded(self) -> ServedDetector:
+        """Load in the thread for it."""
+        self._loading.start()
+        return await asyncio.wrap_future(self._detector)
+
+    def _run_load(self) -> None:
+        try:
+            self._detector.set_result(self._load_warm())
+        except BaseException as error:  # noqa: BLE001  (handed on to whoever waits)
+            self._detector.set_exception(error)
+
     def _load_warm(self) -> ServedDetector:
         use_threads(self.settings.threads())
         detector = self._load(self.settings)
@@ -115,16 +130,17 @@ class Service:
     def _open(self, detector: ServedDetector) -> Desk:
         """Start the device thread, and put a desk in front of it."""
         settings = self.settings
-        results: Results[Result] = Results(settings.cache_size, settings.cache_ttl_s, self.metrics)
         queue = DeviceQueue(
             detector.submit,
             functools.partial(detector.warm_up, [1]),
             functools.partial(use_threads, detector.torch_threads(settings.threads())),
-            lambda: self.places.taken - results.sharing,
             self.metrics,
             max_batch=settings.max_batch,
             max_wait_s=settings.max_wait_ms / 1000,
             stuck_after_s=self._stuck_after_s,
+        )
+        results: Results[Result] = Results(
+            settings.cache_size, settings.cache_ttl_s, self.metrics, queue.expect
         )
         desk = Desk(
             detector, queue, results, settings, self.places, self.metrics, self._stuck_after_s
@@ -144,8 +160,8 @@ class Service:
 
     @property
     def busy(self) -> bool:
-        """Whether a thread is at work on an image; after `stop`, one that nothing will end."""
-        return self._desk is not None and self._desk.busy
+        """Whether a thread loads, or lives that works on images; after `stop`, nothing ends it."""
+        return self._loading.is_alive() or (self._desk is not None and self._desk.busy)
 
     @property
     def alive(self) -> bool:
@@ -180,24 +196,6 @@ class Service:
             raise ApiError("not_ready", "The model is being loaded.", retry_after=2)
         if not self.alive:
             raise ApiError("not_ready", "Device or decoders do not answer.", retry_after=30)
-
-
-async def _in_daemon_thread(work: Callable[[], ServedDetector]) -> ServedDetector:
-    """Like `asyncio.to_thread`, but the end of the process does not wait for it.
-
-    Loading may take minutes; SIGTERM must not.
-    """
-    done: Future[ServedDetector] = Future()
-    done.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001  (handed on to whoever waits)
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return await asyncio.wrap_future(done)
 
 
 def _one_line(error: Exception) -> str:

@@ -4,8 +4,8 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 from model.hardware import use_threads
 
@@ -31,10 +31,16 @@ class Workers:
     async def run(self, work: Callable[[], T]) -> T:
         """Do it in one of the threads.
 
-        Once this is cancelled, what has not begun never does, but a thread that is busy holds
-        `work` until its turn would have come.
+        Once this is cancelled, what has not begun never does, and is not held until its turn
+        would have come.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._watched, work)
+        turn = _Turn(work)
+        del work  # the frames of a cancellation may outlive it
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._pool, self._watched, turn)
+        finally:
+            turn.work = None
 
     @property
     def busy(self) -> bool:
@@ -51,10 +57,20 @@ class Workers:
         """Begin nothing more; does not wait for what is under way."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _watched(self, work: Callable[[], T]) -> T:
+    def _watched(self, turn: "_Turn[T]") -> T:
         start = time.monotonic()
         self._starts.append(start)
         try:
+            work = turn.work
+            if work is None:  # cancelled this moment
+                raise CancelledError
             return work()
         finally:
             self._starts.remove(start)
+
+
+class _Turn(Generic[T]):
+    """Work that waits for a thread: a pool holds on to what it was given, also once cancelled."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.work: Callable[[], T] | None = work

@@ -62,7 +62,7 @@ class Upload:
         return data
 
     def discard(self) -> None:
-        """Let go of the file: whoever waits for a decoder, or has given up, may hold this still."""
+        """Let go of the file: its request holds this until its last image is answered."""
         self._chunks = []
         self._gathered = bytearray()
 

@@ -19,6 +19,7 @@ from app.intake.uploads import Upload
 from app.schemas import DetectionOut
 from app.service import Service, State
 from app.settings import Settings
+from model.detector import Look
 from model.images import Limits, Picture, decode
 from tests.fakes import DOUBTFUL, POISON, FakeDetector
 from tests.images import jpeg
@@ -110,6 +111,45 @@ def test_of_an_image_that_waits_for_the_device_neither_file_nor_pixels_are_held(
 
 
 @pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("deadline", [False, True])
+def test_of_an_image_given_up_in_the_queue_its_look_is_not_held(
+    monkeypatch: pytest.MonkeyPatch, deadline: bool, same: bool
+) -> None:
+    """Of those whose deadline had passed, every look was held until a full collection."""
+    fake = FakeDetector()
+    cut, canvases = fake.look, list[weakref.ref[Any]]()
+
+    def look(pixels: NDArray[np.uint8]) -> Look:
+        one = cut(pixels)
+        canvases.append(weakref.ref(one.canvases))
+        return one
+
+    monkeypatch.setattr(fake, "look", look)
+
+    async def run() -> None:
+        async with serving(fake, max_batch=1) as service:
+            fake.gate.clear()
+            first = ask(service, grey(20))
+            await asyncio.to_thread(fake.entered.wait, 5)
+            greys = [100] * 4 if same else [100, 101, 102, 103]
+            tasks = [ask(service, grey(value), 0.4 if deadline else 20) for value in greys]
+            await until(lambda: service.desk.waiting == len(set(greys)))
+            if not deadline:
+                for task in tasks:
+                    task.cancel()
+            await asyncio.wait(tasks)
+            assert [task.cancelled() for task in tasks] == [not deadline] * 4
+            assert not deadline or {await code(task) for task in tasks} == {"deadline_exceeded"}
+            await until(lambda: service.desk.waiting == 0)
+            assert [one() is not None for one in canvases[1:]] == [False] * len(set(greys))
+            fake.gate.set()
+            await first
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("no_collector")
 def test_an_error_holds_neither_file_nor_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback has frames, and frames have all that was under way in them."""
     watched, fake = Watched(monkeypatch), FakeDetector()
@@ -189,6 +229,24 @@ def test_a_second_look_that_hangs_fails_liveness(monkeypatch: pytest.MonkeyPatch
     asyncio.run(run())
 
 
+def test_a_forward_still_under_way_after_the_end_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.queue.DeviceQueue.JOIN_S", 0.05)
+    fake = FakeDetector()
+
+    async def run() -> None:
+        async with serving(fake) as service:
+            fake.gate.clear()
+            task = ask(service, grey(100))
+            await asyncio.to_thread(fake.entered.wait, 5)
+            await asyncio.to_thread(service.stop)
+            assert service.busy
+            fake.gate.set()
+            await task
+            await until(lambda: not service.busy)
+
+    asyncio.run(run())
+
+
 def test_who_shares_an_image_keeps_a_deadline_of_its_own() -> None:
     fake = FakeDetector()
 
@@ -260,6 +318,30 @@ def test_an_error_is_shared_and_not_kept() -> None:
 
     asyncio.run(run())
     assert fake.batches == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [b"nonsense", grey(100)],
+        [grey(100), b"nonsense"],
+        [grey(DOUBTFUL), grey(100)],
+        [grey(DOUBTFUL), grey(100), grey(101), grey(102)],
+    ],
+)
+def test_a_batch_waits_for_no_image_that_will_not_come(files: list[bytes]) -> None:
+    """Their places are taken until all are answered, and a slow sender's is: none of them comes."""
+
+    async def run() -> None:
+        async with serving(FakeDetector(), max_wait_ms=1000, max_batch=8) as service:
+            with service.places.hold(len(files) + 1):
+                tasks = [ask(service, file) for file in files]
+                await asyncio.wait(tasks)
+            answers = [task.result() for task in tasks if task.exception() is None]
+            assert len(answers) == len(files) - files.count(b"nonsense")
+            assert max(answer.timings_ms.queue for answer in answers) < 500
+
+    asyncio.run(run())
 
 
 def test_a_batch_does_not_wait_for_images_that_share_another() -> None:

@@ -27,16 +27,16 @@ def fake() -> FakeDetector:
 def start(fake: FakeDetector) -> Iterator[Start]:
     started = []
 
-    def run(**options: Any) -> DeviceQueue:
+    def run(expected: int = 100, **options: Any) -> DeviceQueue:
         settings = {"max_batch": 4, "max_wait_s": 0.02, "stuck_after_s": 60.0} | options
         queue = DeviceQueue(
             settings.pop("submit", fake.submit),
             lambda: fake.warm_up([1]),
             lambda: None,
-            settings.pop("expected", lambda: 100),
             Metrics(),
             **settings,
         )
+        queue.expect(expected)
         queue.start()
         started.append(queue)
         return queue
@@ -50,6 +50,11 @@ def start(fake: FakeDetector) -> Iterator[Start]:
 def ask(queue: DeviceQueue, greys: Iterable[float]) -> list[asyncio.Future[Answer]]:
     """Requests for images of these greys, all at once."""
     return [asyncio.ensure_future(queue.score(look_of(grey))) for grey in greys]
+
+
+def asleep(queue: DeviceQueue) -> bool:
+    """Whether the device thread waits for more than the one look that it has."""
+    return queue.waiting == 1 and bool(queue._changed._waiters)  # type: ignore[attr-defined]
 
 
 def number(answer: Answer) -> int | str:
@@ -105,14 +110,14 @@ def test_an_image_waits_for_others_only_while_some_are_on_their_way(
     start: Start, fake: FakeDetector
 ) -> None:
     """A single client paid the whole `max_wait` at every image."""
-    admitted = 2
 
     async def run() -> None:
-        nonlocal admitted
-        queue = start(max_wait_s=20.0, expected=lambda: admitted)
+        queue = start(max_wait_s=20.0, expected=2)
         assert await codes(ask(queue, [20, 21])) == [20, 21]
-        admitted = 1
-        assert await codes(ask(queue, [22])) == [22]
+        [call] = ask(queue, [22])
+        await asyncio.to_thread(eventually, lambda: asleep(queue))
+        queue.expect(-1)  # the other one is no image
+        assert await codes([call]) == [22]
 
     asyncio.run(asyncio.wait_for(run(), 10))
     assert fake.batches == [2, 1]
@@ -369,8 +374,10 @@ def test_a_forward_that_hangs_is_not_alive_and_does_not_hold_up_the_end(
         call = asyncio.ensure_future(queue.score(look_of(22)))
         queue.JOIN_S = 0.1
         await asyncio.wait_for(asyncio.to_thread(queue.stop), 10)
+        assert queue.busy  # the end of the interpreter would abort in it
         fake.gate.set()
         assert await codes([call]) == [22]
+        await asyncio.to_thread(eventually, lambda: not queue.busy)
 
     asyncio.run(run())
 

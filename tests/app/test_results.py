@@ -12,6 +12,10 @@ def count(metrics: Metrics, result: str) -> float:
     return metrics.registry.get_sample_value("nsnet_cache_requests_total", {"result": result}) or 0
 
 
+def ignore(_: int) -> None:
+    """Nobody expects anything."""
+
+
 class Work:
     """Work that ends when the test says so."""
 
@@ -48,7 +52,7 @@ def test_it_keeps_so_many_and_counts() -> None:
     metrics = Metrics()
 
     async def run() -> None:
-        results: Results[str] = Results(2, 60, metrics)
+        results: Results[str] = Results(2, 60, metrics, ignore)
         work = Work()
         work.gate.set()
         for key in "abc":
@@ -61,7 +65,7 @@ def test_it_keeps_so_many_and_counts() -> None:
 
 def test_it_forgets_what_is_old() -> None:
     async def run() -> None:
-        results: Results[str] = Results(2, 0, Metrics())
+        results: Results[str] = Results(2, 0, Metrics(), ignore)
         work = Work()
         work.gate.set()
         for _ in range(2):
@@ -73,17 +77,19 @@ def test_it_forgets_what_is_old() -> None:
 
 @pytest.mark.parametrize("size", [0, 10])
 def test_what_is_being_made_is_made_once_for_all(size: int) -> None:
-    metrics = Metrics()
+    metrics, expected = Metrics(), list[int]()
 
     async def run() -> None:
-        results, work = Results[str](size, 60, metrics), Work()
+        results, work = Results[str](size, 60, metrics, expected.append), Work()
         waiting = begin(results, work, "result", 12)
         await asyncio.sleep(0.01)
         assert results.sharing == 11
+        assert expected == [1]
         work.gate.set()
         assert await asyncio.gather(*waiting) == ["result"] * 12
         assert results.sharing == 0
         assert not results.making("key")
+        assert expected == [1, -1]
         # Without room nothing is kept: the next one begins anew.
         assert await get(results, work, "key", "another") == ("result" if size else "another")
         assert work.begun == (1 if size else 2)
@@ -95,7 +101,7 @@ def test_what_is_being_made_is_made_once_for_all(size: int) -> None:
 
 def test_who_leaves_ends_the_work_only_as_the_last() -> None:
     async def run() -> None:
-        results, work = Results[str](10, 60, Metrics()), Work()
+        results, work = Results[str](10, 60, Metrics(), ignore), Work()
         first, *others = begin(results, work, "result", 3)
         await asyncio.sleep(0.01)
         first.cancel()
@@ -105,7 +111,7 @@ def test_who_leaves_ends_the_work_only_as_the_last() -> None:
         work.gate.set()
         assert await asyncio.gather(*others) == ["result"] * 2
         work.gate.clear()
-        results = Results(10, 60, Metrics())
+        results = Results(10, 60, Metrics(), ignore)
         waiting = begin(results, work, "result", 3)
         await asyncio.sleep(0.01)
         for task in waiting:
@@ -122,7 +128,7 @@ def test_who_leaves_ends_the_work_only_as_the_last() -> None:
 
 def test_an_error_is_shared_and_not_kept() -> None:
     async def run() -> None:
-        results, work = Results[str](10, 60, Metrics()), Work()
+        results, work = Results[str](10, 60, Metrics(), ignore), Work()
         error = ApiError("corrupt_image", "Damaged.", headers={"X": "y"})
         waiting = begin(results, work, error, 3)
         await asyncio.sleep(0.01)

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import threading
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from app.service import Service, State
 from app.settings import Settings
 from model.detector import ModelError
 from tests.fakes import load_fake
+from tests.server.conftest import eventually
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,30 @@ def test_whatever_stops_the_load_is_one_line(
     assert service.state is State.FAILED
     assert not service.alive
     assert failed == [True]
+
+
+def test_a_thread_that_still_loads_is_busy() -> None:
+    """The interpreter's end came upon it in native code, and aborted: status 134 on SIGTERM."""
+    entered, gate = threading.Event(), threading.Event()
+
+    def load(settings: Settings) -> Any:
+        entered.set()
+        gate.wait(20)
+        return load_fake(settings)
+
+    async def run() -> None:
+        service = Service(Settings(), load)
+        assert not service.busy
+        loading = asyncio.create_task(service.start(lambda: None))
+        await asyncio.to_thread(entered.wait, 5)
+        loading.cancel()
+        await asyncio.wait([loading])
+        service.stop()
+        assert service.busy
+        gate.set()
+        await asyncio.to_thread(eventually, lambda: not service.busy)
+
+    asyncio.run(run())
 
 
 def test_what_is_loaded_is_never_searched_for_garbage() -> None:

@@ -5,8 +5,10 @@ import contextlib
 import gc
 import itertools
 import json
+import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -438,6 +440,36 @@ def test_a_hung_device_does_not_hold_up_the_end(process: Callable[..., Process])
     assert "Traceback" not in "".join(server.log)
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("taken", [False, True])
+def test_the_end_aborts_in_no_model_being_loaded(
+    process: Callable[..., Process], taken: bool
+) -> None:
+    """The interpreter's end came upon a thread in native code: status 134."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1] if taken else 0
+        server = process(FAKE_NATIVE="load", NSNET_PORT=str(port))
+        if not taken:
+            server.url()
+            server.terminate()
+        assert server.exit_status(20) == (1 if taken else 0)
+    assert "Traceback" not in "".join(server.log)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_the_end_aborts_in_no_forward(process: Callable[..., Process]) -> None:
+    server = process(FAKE_NATIVE="forward", NSNET_DRAIN_TIMEOUT_S="1")
+    url = server.ready()
+    with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=url, timeout=0.5) as client:
+        client.post("/detect", files={"file": grey(100)})
+    server.terminate()
+    assert server.exit_status(20) == 0
+    assert "terminate called" not in "".join(server.log)
+
+
 def test_a_decoder_that_hangs_fails_liveness_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """All decoders were stuck in hostile files, and the probes said that all is well."""
     monkeypatch.setattr("app.service.Service._stuck_after_s", 1.0)
@@ -469,12 +501,13 @@ def test_what_nobody_waits_for_is_let_go_behind_busy_decoders(
 ) -> None:
     """Abandoned uploads piled up in the decoders' queue, their places long free."""
     stuck = threading.Event()
-    held: list[Upload] = []
+    held: list[weakref.ref[Upload]] = []
     moved = Upload.moved
 
     def watched(upload: Upload) -> Upload:
-        held.append(moved(upload))
-        return held[-1]
+        other = moved(upload)
+        held.append(weakref.ref(other))
+        return other
 
     monkeypatch.setattr(Upload, "moved", watched)
     with running(deadline_s=0.3, decode_workers=1) as server, server.client() as client:
@@ -482,7 +515,9 @@ def test_what_nobody_waits_for_is_let_go_behind_busy_decoders(
         for _ in range(3):
             problem(client.post("/detect", files={"file": grey(20)}), 504, "deadline_exceeded")
         eventually(lambda: server.service.places.taken == 0)
-        assert [upload.take() for upload in held] == [b""] * 3
+        first, *others = [upload() for upload in held]
+        assert first is None or first.take() == b""  # it is in the decoder
+        assert others == [None] * 2
         stuck.set()
 
 
