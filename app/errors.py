@@ -121,6 +121,7 @@ def from_status(status: int, headers: Mapping[str, str] | None = None) -> ApiErr
 
 def from_image(error: ImageError) -> ApiError:
     """Translate why an image is not read or not judged: its code is one of the catalogue's."""
+    _let_go(error)
     return ApiError(error.code, str(error))
 
 
@@ -128,3 +129,16 @@ def log_unexpected(log: logging.Logger, error: Exception, identifier: str) -> No
     """Log a bug by its type alone: its message may quote the request."""
     log.error("unexpected %s, request %s", type(error).__name__, identifier)
     log.debug("%s", "".join(traceback.format_tb(error.__traceback__)))
+    _let_go(error)
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames of an error and of those it came from: they hold files and pixels.
+
+    Python's context managers may tie frames and errors into a cycle, which only a search for
+    garbage would free.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__context__
