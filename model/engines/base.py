@@ -1,6 +1,7 @@
 """What the engines share: what an engine is, and what their graphs are made of."""
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -40,7 +41,7 @@ class Fetched(Protocol):
         """
 
 
-class Engine:
+class Engine(ABC):
     """A tower ready to run; as it stands, on the CPU with weights of its own.
 
     Attributes:
@@ -53,6 +54,7 @@ class Engine:
     precision: str
     owns_weights = True
 
+    @abstractmethod
     def __call__(self, canvases: Tensor) -> Tensor:
         """ln_post of the CLS tokens of the blocks read.
 
@@ -62,7 +64,6 @@ class Engine:
         Returns:
             float [n, reads, width], on the device that computed it.
         """
-        raise NotImplementedError
 
     def torch_threads(self, threads: int) -> int:  # noqa: ARG002  (others give them all)
         """How many of torch's threads should help, of as many as the engine was given.
