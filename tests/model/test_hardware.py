@@ -51,6 +51,7 @@ def test_impossible_places_are_refused(options: dict[str, str], message: str) ->
         Runtime.resolve(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["model", "model.hardware", "model.verdicts", "model.images"])
 def test_what_needs_no_torch_loads_none(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(n in sys.modules for n in ('torch', 'sklearn')))"

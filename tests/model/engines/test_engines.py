@@ -275,6 +275,7 @@ def test_a_detector_says_the_same_with_every_engine(
     assert exact[0] != exact[1]
 
 
+@pytest.mark.process
 def test_openvino_is_loaded_without_its_telemetry() -> None:
     code = (
         "import sys; from model.engines.openvino_graph import openvino; assert openvino();"
