@@ -214,6 +214,7 @@ def health_check(port: int | str, default: int = 8000) -> int:
     return done.returncode
 
 
+@pytest.mark.process
 def test_the_health_check_follows_the_device_thread() -> None:
     with running() as server:
         port = httpx.URL(server.url).port

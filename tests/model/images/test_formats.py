@@ -83,6 +83,7 @@ def test_what_is_too_small_is_told_what_is_not() -> None:
     assert decode(encoded(photo(3, 2), "PNG")).pixels.shape == (2, 3, 3)
 
 
+@pytest.mark.process
 def test_images_are_read_without_the_libraries_of_models_and_services() -> None:
     code = "import sys, model.images; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
