@@ -16,7 +16,7 @@ from torch import Tensor
 from model.checkpoint import Checkpoint, build_model, read_checkpoint
 from model.engines.base import Engine
 from model.engines.registry import make_engine
-from model.errors import ImageTooSmallError, ModelError
+from model.errors import ModelError
 from model.hardware import Runtime
 from model.network import NSNet
 from model.scores import About, Detection, InferenceError, Pending, Score
@@ -24,19 +24,7 @@ from model.tower.sources import load_backbone
 from model.verdicts import Verdict
 from model.views.plan import Look
 
-__all__ = [
-    "DEFAULT_CHECKPOINT",
-    "About",
-    "Detection",
-    "Detector",
-    "ImageTooSmallError",
-    "InferenceError",
-    "Look",
-    "ModelError",
-    "Pending",
-    "Score",
-    "load",
-]
+__all__ = ["About", "Detection", "Detector", "Look", "ModelError", "Score", "load"]
 
 log = logging.getLogger(__name__)
 

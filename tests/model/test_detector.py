@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from model.detector import Detector, ImageTooSmallError, Look, ModelError
+from model.detector import Detector, Look, ModelError
+from model.errors import ImageTooSmallError
 from model.hardware import Runtime
 from model.verdicts import Verdict
 from model.views.patches import PatchRule
