@@ -6,6 +6,7 @@ here are chosen on data and live in the checkpoint (`VerdictRules`).
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -186,13 +187,23 @@ def fit_thresholds(
     return Thresholds(real_below=min(real_below, ai_above), ai_above=ai_above)
 
 
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What rules are to hold to, and what of them is chosen rather than fitted.
+
+    Attributes:
+        accused: see `fit_thresholds`.
+        missed: see `fit_thresholds`.
+        margins: taken as they are.
+    """
+
+    accused: float
+    missed: float
+    margins: Margins
+
+
 def fit_rules(
-    logits: Mapping[str, tuple[Labels, Scores, Scores]],
-    fitted_on: str,
-    *,
-    accused: float,
-    missed: float,
-    margins: Margins,
+    logits: Mapping[str, tuple[Labels, Scores, Scores]], fitted_on: str, promise: Promise
 ) -> VerdictRules:
     """Calibrations over all conditions together, then cuts on the scores of all canvases.
 
@@ -200,9 +211,7 @@ def fit_rules(
         logits: by condition: labels int64 [n], and float64 [n] logits of the same images after the
             first look and of all canvases.
         fitted_on: see `fit_calibration`.
-        accused: see `fit_thresholds`.
-        missed: see `fit_thresholds`.
-        margins: see `Margins`.
+        promise: see `Promise`.
 
     Raises:
         ModelError: as `fit_calibration`.
@@ -213,8 +222,8 @@ def fit_rules(
         all=fit_calibration(labels, every, fitted_on),
     )
     scored = {name: (y, calibrations.all.scores(z)) for name, (y, _, z) in logits.items()}
-    cuts = fit_thresholds(scored, accused=accused, missed=missed)
-    return VerdictRules(calibrations=calibrations, thresholds=cuts, margins=margins)
+    cuts = fit_thresholds(scored, accused=promise.accused, missed=promise.missed)
+    return VerdictRules(calibrations=calibrations, thresholds=cuts, margins=promise.margins)
 
 
 # The rules of checkpoints that were written before they had them: one calibration served both

@@ -4,7 +4,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from model.detector import Detector, Look
 from model.errors import ModelError
 from model.evaluation.evaluate import Answers, ask, trained_on
 from model.figures.crossfit import Logits, cross_fitted_figures, rules_of
+from model.verdicts import Promise
 
 _FOLDS = 5
 
@@ -74,18 +74,14 @@ def recalibrate(
 
     answers = ask(rows, detector, looks_of, conditions=tuple(JUDGED), progress=progress)
     logits = {name: _logits(rows, part) for name, part in answers.items()}
-    promise: dict[str, Any] = {
-        "accused": accused,
-        "missed": missed,
-        "margins": stored.metadata.verdicts.margins,
-    }
+    promise = Promise(accused, missed, stored.metadata.verdicts.margins)
     fitted_on = (
         f"{data} ({len(rows)} images, list sha256 {digest(rows)[:12]}), "
         f"{' and '.join(JUDGED)} copies"
     )
-    rules = rules_of(logits, fitted_on, **promise)
+    rules = rules_of(logits, fitted_on, promise)
     fold, how = _folds(rows)
-    figures = cross_fitted_figures(rows, fold, logits, **promise)
+    figures = cross_fitted_figures(rows, fold, logits, promise)
     metadata = stored.metadata.model_copy(
         update={"verdicts": rules, "evaluation": {"cross_fitted": {"folds": how, **figures}}}
     )

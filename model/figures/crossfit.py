@@ -17,7 +17,7 @@ from model.errors import ModelError
 from model.figures.metrics import both_classes
 from model.figures.predictions import Predictions
 from model.figures.tables import overall, verdicts_by_group
-from model.verdicts import Labels, Margins, Scores, VerdictRules, fit_rules
+from model.verdicts import Labels, Promise, Scores, VerdictRules, fit_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,7 @@ class Logits:
     skipped: dict[str, int] = field(default_factory=dict)
 
 
-def rules_of(
-    conditions: Mapping[str, Logits],
-    fitted_on: str,
-    *,
-    accused: float,
-    missed: float,
-    margins: Margins,
-) -> VerdictRules:
+def rules_of(conditions: Mapping[str, Logits], fitted_on: str, promise: Promise) -> VerdictRules:
     """The rules chosen on all images; see `verdicts.fit_rules`.
 
     Raises:
@@ -56,17 +49,11 @@ def rules_of(
         if not both_classes(part.labels):
             raise ModelError(f"{name}: images of one class alone could be scored")
     logits = {name: (part.labels, part.first, part.all) for name, part in conditions.items()}
-    return fit_rules(logits, fitted_on, accused=accused, missed=missed, margins=margins)
+    return fit_rules(logits, fitted_on, promise)
 
 
 def cross_fit(
-    rows: Sequence[Row],
-    fold: Sequence[int],
-    conditions: Mapping[str, Logits],
-    *,
-    accused: float,
-    missed: float,
-    margins: Margins,
+    rows: Sequence[Row], fold: Sequence[int], conditions: Mapping[str, Logits], promise: Promise
 ) -> dict[str, Predictions]:
     """Scores and verdicts of each fold's images, all canvases seen, by rules of the other folds.
 
@@ -74,9 +61,7 @@ def cross_fit(
         rows: the list.
         fold: of each row.
         conditions: the logits, by name.
-        accused: see `verdicts.fit_rules`.
-        missed: see `verdicts.fit_rules`.
-        margins: see `verdicts.fit_rules`.
+        promise: of the rules.
 
     Raises:
         ModelError: as `rules_of`, of the images outside of a fold.
@@ -91,7 +76,7 @@ def cross_fit(
                 f"outside of fold {held} there are images of one class alone: nothing to choose "
                 "its rules on"
             )
-        rules = rules_of(others, "the other folds", accused=accused, missed=missed, margins=margins)
+        rules = rules_of(others, "the other folds", promise)
         for name, part in conditions.items():
             inside = np.flatnonzero(folds[name] == held)
             scores[name][inside] = rules.calibrations.all.scores(part.all[inside])
@@ -112,13 +97,7 @@ def cross_fit(
 
 
 def cross_fitted_figures(
-    rows: Sequence[Row],
-    fold: Sequence[int],
-    conditions: Mapping[str, Logits],
-    *,
-    accused: float,
-    missed: float,
-    margins: Margins,
+    rows: Sequence[Row], fold: Sequence[int], conditions: Mapping[str, Logits], promise: Promise
 ) -> dict[str, dict[str, Any]]:
     """What is quoted of `cross_fit`: by condition, `tables.overall`, and `groups` with verdicts.
 
@@ -127,7 +106,7 @@ def cross_fitted_figures(
     Raises:
         ModelError: as `cross_fit`.
     """
-    fitted = cross_fit(rows, fold, conditions, accused=accused, missed=missed, margins=margins)
+    fitted = cross_fit(rows, fold, conditions, promise)
     return {
         name: {**overall(part, ranks=part.logits), "groups": verdicts_by_group(part)}
         for name, part in fitted.items()

@@ -45,14 +45,7 @@ def held_out_figures(
         "folds": f"{measured} of {options.folds} folds of left-out groups; {how}"
     }
     try:
-        return figures | cross_fitted_figures(
-            rows,
-            fold,
-            conditions,
-            accused=options.accused,
-            missed=options.missed,
-            margins=options.margins,
-        )
+        return figures | cross_fitted_figures(rows, fold, conditions, options.promise)
     except ModelError as error:
         log.warning("no figures of verdicts on left-out groups: %s", error)
         figures["no_verdicts"] = str(error)

@@ -12,7 +12,7 @@ from model.network import NSNetConfig
 from model.training.distil import DistilOptions
 from model.training.lora import LoraOptions
 from model.training.trainer import FitOptions
-from model.verdicts import Margins
+from model.verdicts import Margins, Promise
 from model.views.patches import PatchRule
 from model.views.plan import ViewPlan
 
@@ -87,6 +87,11 @@ class TrainOptions(BaseModel):
             raise ValueError("distil adapts blocks above the pooled tokens that are run")
         if self.lora is not None:
             raise ValueError("distil or lora: what one adapts the other would change")
+
+    @property
+    def promise(self) -> Promise:
+        """What the checkpoint's rules are to hold to."""
+        return Promise(self.accused, self.missed, self.margins)
 
     @property
     def frozen(self) -> int:

@@ -104,9 +104,7 @@ def train(
         left_out,
         f"leave-group-out logits, {options.measured} of {options.folds} folds, "
         f"{' and '.join(JUDGED)} copies",
-        accused=options.accused,
-        missed=options.missed,
-        margins=options.margins,
+        options.promise,
     )
     everything = torch.ones(len(rows), dtype=torch.bool)
     network = experiment.fit(everything, run / "all" if run else None, progress=True)

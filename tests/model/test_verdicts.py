@@ -17,6 +17,7 @@ from model.verdicts import (
     Calibrations,
     Labels,
     Margins,
+    Promise,
     Scores,
     Thresholds,
     Verdict,
@@ -225,7 +226,7 @@ def test_the_first_look_is_calibrated_on_its_own_logits_and_the_cuts_are_of_all_
         labels, every = sample(4000, shift, seed)
         logits[name] = (labels, every / 4 + 1, every)
     margins = Margins(clearing=0.1, accusing=0.2)
-    fitted = fit_rules(logits, "a test", accused=0.01, missed=0.05, margins=margins)
+    fitted = fit_rules(logits, "a test", Promise(0.01, 0.05, margins))
     glance, whole = fitted.calibrations.first, fitted.calibrations.all
     assert glance.slope == pytest.approx(4 * whole.slope, rel=0.01)
     assert glance.odds(1.25) == pytest.approx(whole.odds(1.0), rel=0.01)

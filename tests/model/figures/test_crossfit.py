@@ -9,13 +9,9 @@ import pytest
 from model.data.manifest import AI, REAL, Row, folds
 from model.errors import ModelError
 from model.figures.crossfit import Logits, cross_fit, cross_fitted_figures, rules_of
-from model.verdicts import Margins, Verdict
+from model.verdicts import Margins, Promise, Verdict
 
-PROMISE: dict[str, Any] = {
-    "accused": 0.05,
-    "missed": 0.05,
-    "margins": Margins(clearing=0.25, accusing=0.75),
-}
+PROMISE = Promise(0.05, 0.05, Margins(clearing=0.25, accusing=0.75))
 
 
 def listed(units: int, images: int) -> list[Row]:
@@ -39,7 +35,7 @@ def logits(rows: list[Row], shift: float, seed: int, unit_noise: float = 0.0) ->
 
 def in_sample_accused(conditions: dict[str, Logits]) -> dict[str, float]:
     """Share of the photographs accused by the rules that were chosen on them."""
-    rules = rules_of(conditions, "all", **PROMISE)
+    rules = rules_of(conditions, "all", PROMISE)
     return {
         name: float(
             np.mean(
@@ -60,7 +56,7 @@ def test_noise_keeps_the_promise_on_the_images_that_made_it_alone() -> None:
     conditions = {"clean": logits(rows, shift=0.0, seed=14, unit_noise=2.0)}
     accused = in_sample_accused(conditions)["clean"]
     assert 0.04 < accused <= 0.05  # by construction, whatever the network is worth
-    figures = cross_fitted_figures(rows, folds(rows, 4), conditions, **PROMISE)["clean"]
+    figures = cross_fitted_figures(rows, folds(rows, 4), conditions, PROMISE)["clean"]
     assert figures["auc"] < 0.6
     assert figures["real_called_ai"] > 1.5 * accused
     low, high = figures["real_called_ai_95"]
@@ -74,7 +70,7 @@ def test_separable_classes_keep_the_promise_on_others_too() -> None:
         "clean": logits(rows, shift=9.0, seed=0),
         "equalised": logits(rows, shift=8.0, seed=1),
     }
-    for figures in cross_fitted_figures(rows, folds(rows, 4), conditions, **PROMISE).values():
+    for figures in cross_fitted_figures(rows, folds(rows, 4), conditions, PROMISE).values():
         assert figures["auc"] > 0.999
         assert figures["real_called_ai"] < 0.1
         assert figures["ai_called_real"] < 0.1
@@ -90,10 +86,10 @@ def test_a_fold_has_no_say_in_its_own_rules() -> None:
     rows = listed(units=4, images=30)
     part = logits(rows, shift=2.0, seed=0)
     fold = np.array(folds(rows, 2))
-    before = cross_fit(rows, fold.tolist(), {"clean": part}, **PROMISE)["clean"]
+    before = cross_fit(rows, fold.tolist(), {"clean": part}, PROMISE)["clean"]
     changed = Logits(part.row, part.labels, part.first, part.all + 3.0 * (fold == 0))
-    after = cross_fit(rows, fold.tolist(), {"clean": changed}, **PROMISE)["clean"]
-    expected = rules_of({"others": _part(part, fold == 1)}, "", **PROMISE)
+    after = cross_fit(rows, fold.tolist(), {"clean": changed}, PROMISE)["clean"]
+    expected = rules_of({"others": _part(part, fold == 1)}, "", PROMISE)
     for fitted, logit in ((before, part.all), (after, changed.all)):
         own = fitted.scores[fold == 0]
         assert own == pytest.approx(expected.calibrations.all.scores(logit[fold == 0]))
@@ -110,7 +106,7 @@ def test_images_may_be_missing_under_a_condition() -> None:
     whole = logits(rows, shift=4.0, seed=0)
     kept = np.flatnonzero(np.arange(len(rows)) % 7 != 0)
     conditions = {"clean": whole, "equalised": _part(whole, kept)}
-    fitted = cross_fit(rows, folds(rows, 2), conditions, **PROMISE)
+    fitted = cross_fit(rows, folds(rows, 2), conditions, PROMISE)
     assert fitted["equalised"].rows == [rows[index] for index in kept]
     assert fitted["equalised"].scores.tolist() == fitted["clean"].scores[kept].tolist()
 
@@ -120,6 +116,6 @@ def test_what_cannot_be_cross_fitted_is_said() -> None:
     conditions = {"clean": logits(rows, shift=4.0, seed=0)}
     by_class = [row.label for row in rows]
     with pytest.raises(ModelError, match="outside of fold 0 there are images of one class alone"):
-        cross_fit(rows, by_class, conditions, **PROMISE)
+        cross_fit(rows, by_class, conditions, PROMISE)
     with pytest.raises(ModelError, match="clean: images of one class alone"):
-        rules_of({"clean": _part(conditions["clean"], np.arange(5))}, "", **PROMISE)
+        rules_of({"clean": _part(conditions["clean"], np.arange(5))}, "", PROMISE)

@@ -42,13 +42,7 @@ def measured(part: Logits, fold: list[int], folds_measured: int) -> Logits:
 
 
 def accused_by_own_cuts(part: Logits) -> float:
-    rules = rules_of(
-        {"these": part},
-        "these",
-        accused=OPTIONS.accused,
-        missed=OPTIONS.missed,
-        margins=OPTIONS.margins,
-    )
+    rules = rules_of({"these": part}, "these", OPTIONS.promise)
     scores = rules.calibrations.all.scores(part.all[part.labels == REAL])
     return float((scores >= rules.thresholds.ai_above).mean())
 
