@@ -105,6 +105,10 @@ class Desk:
         self._limits = settings.limits(detector.about.min_side)
         self._places = places
         self._metrics = metrics
+        # From the start: Prometheus knows no increase of a series that is not there yet.
+        sha256 = detector.about.sha256
+        self._verdicts = {v: metrics.predictions.labels(v.value, sha256) for v in Verdict}
+        self._scores = metrics.score.labels(sha256)
         # Digests are not made behind decodes: what is known already need not wait for them. Nor are
         # second looks: their pictures came first.
         self._digests = Workers("digest", 1, stuck_after_s)
@@ -180,8 +184,8 @@ class Desk:
             outcome = "error"
             raise _unexpected(error, identifier) from None
         else:
-            self._metrics.predictions.labels(answer.verdict.value).inc()
-            self._metrics.score.observe(answer.score)
+            self._verdicts[answer.verdict].inc()
+            self._scores.observe(answer.score)
             return answer
         finally:
             upload.discard()

@@ -30,7 +30,10 @@ class Metrics:
         self.images = Counter(
             "nsnet_images", "Images by outcome: ok, error, cancelled.", ["outcome"], registry=r
         )
-        self.predictions = Counter("nsnet_predictions", "Verdicts given.", ["verdict"], registry=r)
+        # By checkpoint: another one's shares of verdicts, and its scores, are no drift.
+        self.predictions = Counter(
+            "nsnet_predictions", "Verdicts given.", ["verdict", "sha256"], registry=r
+        )
         self.rejected = Counter(
             "nsnet_rejected", "Requests and images refused, by error code.", ["reason"], registry=r
         )
@@ -52,7 +55,11 @@ class Metrics:
             "nsnet_inflight_images", "Images admitted and not yet answered.", registry=r
         )
         self.score = Histogram(
-            "nsnet_score", "Calibrated scores: watch for drift.", buckets=_TENTHS, registry=r
+            "nsnet_score",
+            "Calibrated scores: watch for drift.",
+            ["sha256"],
+            buckets=_TENTHS,
+            registry=r,
         )
         self.cache = Counter(
             "nsnet_cache_requests",

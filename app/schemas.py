@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.errors import CATALOGUE, MEDIA_TYPE
-from model.verdicts import Verdict
+from model.verdicts import Cut, QualityRule, Verdict
 
 
 class ThresholdsOut(BaseModel):
@@ -45,7 +45,10 @@ class DetectionOut(BaseModel):
     """One image's answer."""
 
     id: str = Field(description="the request's id; `-N` is added for image N of a batch")
-    verdict: Verdict
+    verdict: Verdict = Field(
+        description="`uncertain` between the cuts, and in place of `ai_generated` where a warning "
+        "or a single look of several holds it back, by whichever cuts"
+    )
     score: float = Field(
         ge=0,
         le=1,
@@ -59,7 +62,12 @@ class DetectionOut(BaseModel):
     thresholds: ThresholdsOut
     model: ModelOut
     image: ImageOut
-    warnings: list[str] = Field(examples=[["few_patches"]])
+    warnings: list[str] = Field(
+        examples=[["few_patches"]],
+        description="`low_quality`: too small, blurred or compressed for its traces to be left, "
+        "never `ai_generated`; `few_patches`: smaller than a view; `first_frame_only`, "
+        "`icc_profile_ignored`: how its file was read",
+    )
     cached: bool = Field(
         description="whether the score comes from the result cache; false where it was shared "
         "with the same upload under way"
@@ -162,8 +170,18 @@ class ModelDetailsOut(ModelOut):
     dtype: str = Field(description="what all else computes in", examples=["float32"])
     canvases: str
     thresholds: ThresholdsOut
+    quality: QualityRule | None = Field(
+        description="a picture with any measurement out of these bounds is `low_quality`: never "
+        "`ai_generated`, by whichever cuts; null: none is"
+    )
+    cuts: list[Cut] = Field(
+        description="what a `threshold` would do to images of sources that the network was not "
+        "trained on: how many photographs it would accuse, and how many AI images it would find; "
+        "empty: nobody measured it"
+    )
     calibration: dict[str, Any] = Field(
-        description="from logit to score: `first`, of the first look, and `all`, of every view"
+        description="from logit to score: `first`, of the first look, and `all`, of every view; "
+        "`window` and `reduced_window`, of one native view alone, where there are such"
     )
     evaluation: dict[str, Any] = Field(description="held-out figures; see the model card")
     limits: LimitsOut

@@ -4,8 +4,8 @@
 
 Starts a real server per row of the table and posts every image to it. Rows: the checkpoint; the
 same one reading one window, at the centre, instead of selected ones. Intervals are 95 % bootstraps
-over generators and repositories of photographs. The checkpoint is by default the twin of the
-shipped one that was trained without the split `val`.
+over whole owners. The checkpoint is by default the twin of the shipped one that was trained without
+the split `val`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -27,16 +27,31 @@ from rich.progress import track
 from benchmarks import TWIN
 from benchmarks.local import local_server
 from model.checkpoint import read_checkpoint, write_checkpoint
-from model.data.copies import JUDGED
 from model.data.degrade import CONDITIONS, rng_of
 from model.data.manifest import Row, read_dataset
 from model.errors import ImageError
 from model.figures.predictions import Predictions
-from model.figures.tables import consistency, markdown, overall, overall_table, per_group
+from model.figures.tables import (
+    consistency,
+    count_images,
+    markdown,
+    overall,
+    overall_table,
+    verdicts_by_group,
+)
 from model.images import read_picture
-from model.verdicts import Verdict
+from model.verdicts import Reason, Verdict
 
 CLIENTS = 4
+SCORED = ("clean", "equalised")
+
+
+class Answer(NamedTuple):
+    """What the service said of one image; NaN and the error's code where it refused it."""
+
+    score: float
+    verdict: str
+    low_quality: bool = False
 
 
 @contextlib.contextmanager
@@ -77,13 +92,13 @@ def upload(path: Path, condition: str) -> bytes:
     return buffer.getvalue()
 
 
-def score(client: httpx.Client, data: bytes) -> tuple[float, str]:
-    """(score, verdict); (NaN, error code) where the service refused the image."""
+def score(client: httpx.Client, data: bytes) -> Answer:
+    """Post one image."""
     answer = client.post("/detect", files={"file": data})
     if answer.status_code != 200:
-        return float("nan"), answer.json()["code"]
+        return Answer(float("nan"), answer.json()["code"])
     body = answer.json()
-    return body["score"], body["verdict"]
+    return Answer(body["score"], body["verdict"], Reason.LOW_QUALITY in body["warnings"])
 
 
 def through_http(client: httpx.Client, rows: list[Row], condition: str) -> Predictions:
@@ -91,23 +106,25 @@ def through_http(client: httpx.Client, rows: list[Row], condition: str) -> Predi
     with ThreadPoolExecutor(CLIENTS) as pool:
         work = pool.map(lambda row: score(client, upload(row.path, condition)), rows)
         answers = list(track(work, total=len(rows), description=condition))
-    pairs = list(zip(rows, answers, strict=True))
-    scored = [(row, value, verdict) for row, (value, verdict) in pairs if np.isfinite(value)]
+    refused = Counter(answer.verdict for answer in answers if not np.isfinite(answer.score))
+    pairs = [pair for pair in zip(rows, answers, strict=True) if np.isfinite(pair[1].score)]
     return Predictions(
-        rows=[row for row, _, _ in scored],
-        labels=np.array([row.label for row, _, _ in scored], dtype=np.int64),
-        logits=np.full(len(scored), np.nan),  # the service does not tell them
-        scores=np.array([value for _, value, _ in scored], dtype=np.float64),
-        verdicts=[Verdict(verdict) for _, _, verdict in scored],
-        skipped=dict(Counter(code for value, code in answers if not np.isfinite(value))),
+        rows=[row for row, _ in pairs],
+        labels=np.array([row.label for row, _ in pairs], dtype=np.int64),
+        logits=np.full(len(pairs), np.nan),  # the service does not tell them
+        scores=np.array([answer.score for _, answer in pairs], dtype=np.float64),
+        verdicts=[Verdict(answer.verdict) for _, answer in pairs],
+        low_quality=np.array([answer.low_quality for _, answer in pairs], dtype=np.bool_),
+        skipped=dict(refused),
     )
 
 
 def measure(client: httpx.Client, rows: list[Row]) -> dict[str, Any]:
     """Figures of one server over both conditions."""
-    predictions = {name: through_http(client, rows, name) for name in JUDGED}
+    predictions = {name: through_http(client, rows, name) for name in SCORED}
     figures: dict[str, Any] = {
-        name: overall(part) | {"groups": per_group(part)} for name, part in predictions.items()
+        name: overall(part) | {"groups": verdicts_by_group(part)}
+        for name, part in predictions.items()
     }
     return figures | {"consistency": consistency(predictions["clean"], predictions["equalised"])}
 
@@ -133,13 +150,17 @@ def main() -> None:
             print(name, flush=True)
             with server(checkpoint) as client:
                 results[name] = measure(client, rows)
-    ai = sum(row.label for row in rows)
-    print(f"\n{ai} AI images, {len(rows) - ai} photographs, split {chosen.split!r}; in percent\n")
+    labels, made = np.array([[row.label, row.made] for row in rows]).T
+    images = count_images(labels, made.astype(np.bool_))
+    print(
+        f"\n{images['ai']} AI images, {images['real']} photographs, {images['made']} "
+        f"made without a camera, split {chosen.split!r}; in percent\n"
+    )
     header, cells = overall_table(
         {
             f"{name}, {condition}": figures[condition]
             for name, figures in results.items()
-            for condition in JUDGED
+            for condition in SCORED
         }
     )
     print(markdown(header, cells))

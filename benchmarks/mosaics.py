@@ -1,4 +1,4 @@
-"""How 32 px patches are best chosen and laid out: AUC over left-out groups, one row per rule.
+"""How 32 px patches are best chosen and laid out: AUC over left-out owners, one row per rule.
 
     python benchmarks/mosaics.py MANIFEST [--split train] [--every 4]
 
@@ -14,8 +14,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from model.data.manifest import folds, read_manifest
-from model.figures.metrics import auc, bootstrap
+from model.data.manifest import folds, read_dataset
+from model.figures.metrics import FIGURES, quote
 from model.images import read_picture
 from model.tower.sources import load_backbone
 from model.tower.tokens import TowerSpec, block_tokens, normalise
@@ -23,6 +23,7 @@ from model.verdicts import Scores
 from model.views.patches import PatchRule, select_patches
 
 SPEC = TowerSpec(reads=(4, 5, 6, 7, 8))
+AUC = [metric for metric in FIGURES if metric.key == "auc"]
 RIDGE = 0.3
 FOLDS = 6
 RULES = {
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--every", type=int, default=4, help="take every N-th image")
     chosen = parser.parse_args()
-    rows = read_manifest(chosen.manifest, chosen.split)[:: chosen.every]
+    rows = read_dataset(chosen.manifest, chosen.split)[:: chosen.every]
     visual = load_backbone(depth=SPEC.depth).visual.bfloat16()
     names = [*RULES, "both extremes, by rank"]
     features: list[Tensor] = []
@@ -52,13 +53,15 @@ def main() -> None:
         with torch.inference_mode():
             features.append(block_tokens(visual, pixels, SPEC).float().flatten(1))
     labels = np.array([row.label for row in rows])
-    units = [row.unit for row in rows]
+    made = np.array([row.made for row in rows])
+    owners = [row.owner for row in rows]
     fold = torch.tensor(folds(rows, FOLDS))
     print(f"{len(rows)} images\n\n| 32 px patches | AUC (95 %) |\n|---|---|")
     for name, x in zip(names, torch.stack(features, dim=1), strict=True):
         scores = held_out(x, torch.from_numpy(labels), fold)
-        low, high = bootstrap(labels, scores, auc, units=units)
-        print(f"| {name} | {auc(labels, scores):.3f} ({low:.3f}-{high:.3f}) |")
+        quoted = quote(AUC, labels, {"order": scores}, made=made, owners=owners)
+        low, high = quoted["auc_95"]
+        print(f"| {name} | {quoted['auc']:.3f} ({low:.3f}-{high:.3f}) |")
 
 
 def by_rank(canvas: Tensor, entropies: Tensor) -> Tensor:

@@ -12,10 +12,26 @@ from rich.logging import RichHandler
 
 if TYPE_CHECKING:
     from app.settings import Settings
+    from model.data.manifest import Row
 
 Data = Annotated[
-    Path, typer.Argument(help="CSV with path, label, group[, split], or a benchmark's folder")
+    list[Path],
+    typer.Argument(
+        help="CSV files with path, label, group[, split, origin_repo, kind], or benchmarks' folders"
+    ),
 ]
+
+
+def rows_of(data: list[Path], splits: str) -> "list[Row]":
+    """The images of several lists, of one split or of several, comma-separated.
+
+    Raises:
+        ManifestError: as `read_datasets`, of each split.
+    """
+    from model.data.manifest import read_datasets
+
+    rows = [row for split in splits.split(",") for row in read_datasets(data, split)]
+    return list({row.path: row for row in rows}.values())  # without a split: of every split
 
 
 class UsageError(Exception):

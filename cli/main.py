@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cli.bench import bench
+from cli.compare import compare
 from cli.environment import UsageError, read_settings
 from cli.evaluate import calibrate, evaluate
 from cli.export import export
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 backbone_app = typer.Typer(no_args_is_help=True, help="The CLIP image tower.")
 app.add_typer(backbone_app, name="backbone")
-for command in (caption, projector, train, calibrate, evaluate, ablate, export, bench):
+for command in (caption, projector, train, calibrate, evaluate, compare, ablate, export, bench):
     app.command()(command)
 
 out = Console()

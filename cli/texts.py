@@ -24,11 +24,11 @@ def caption(
     device: Annotated[str, typer.Option()] = "cpu",
 ) -> None:
     """Caption the training images by BLIP, one line per image, for `nsnet projector`."""
-    from model.data.manifest import read_dataset
+    from model.data.manifest import read_datasets
     from model.training.captions import Captioner, write_captions
 
     log_progress()
-    paths = [row.path for row in read_dataset(data, split)]
+    paths = [row.path for row in read_datasets(data, split)]
     captioner = Captioner.load(model, device=device)
     empty = write_captions(paths, captioner, to, batch_size=batch_size)
     print(f"{to}: {len(paths) - empty} captions, {empty} images without")

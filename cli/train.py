@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from cli.environment import Data, command_line, log_progress, not_installed
+from cli.environment import Data, command_line, log_progress, not_installed, rows_of
 
 if TYPE_CHECKING:  # commands import what they need when they run
     from accelerate import Accelerator
 
-    from model.data.manifest import Row
     from model.hardware import Runtime
     from model.training.options import TrainOptions
 
@@ -43,13 +42,6 @@ def _setup(engine: str, precision: str, dtype: str, *, cpu: bool) -> "tuple[Runt
     log_progress()
     accelerator = Accelerator(cpu=cpu)
     return Runtime.resolve(str(accelerator.device), dtype, engine, precision), accelerator
-
-
-def _rows(data: Path, splits: str) -> "list[Row]":
-    from model.data.manifest import read_dataset
-
-    rows = [row for split in splits.split(",") for row in read_dataset(data, split)]
-    return list({row.path: row for row in rows}.values())  # without a split: of every split
 
 
 def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +103,7 @@ def train(
     from model.training.pipeline import train as work
 
     metadata = work(
-        _rows(data, split),
+        rows_of(data, split),
         read_projector(projector),
         _options(options, preset),
         to,
@@ -148,7 +140,7 @@ def ablate(
     from model.training.ablation import ablate as work
 
     table = work(
-        _rows(data, split)[::every],
+        rows_of(data, split)[::every],
         texts,
         _options(options, preset),
         to,

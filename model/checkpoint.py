@@ -13,7 +13,15 @@ from typing import Any
 
 import torch
 from open_clip.transformer import VisionTransformer
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor
 
 from model.engines.ranges import Ranges, ranges_shapes
@@ -21,7 +29,7 @@ from model.errors import CheckpointError, ModelError
 from model.network import NSNet, NSNetConfig
 from model.tensorfile import parse_tensors, write_tensors
 from model.tower.adapters import Deltas, merge_lora, named_tensors, read_deltas
-from model.verdicts import VerdictRules, rules_of_format_1
+from model.verdicts import Cut, VerdictRules, rules_of_format_1
 from model.views.plan import ViewPlan
 
 _KEY = "nsnet"
@@ -70,12 +78,32 @@ class Metadata(_Strict):
     training: Training
     evaluation: dict[str, Any] = Field(description="held-out figures, each with its conditions")
 
+    @property
+    def cuts(self) -> list[Cut]:
+        """What cuts would do to left-out images; none where nobody measured it."""
+        return _cuts(self.evaluation)
+
+    @field_validator("evaluation")
+    @classmethod
+    def _readable(cls, evaluation: dict[str, Any]) -> dict[str, Any]:
+        try:
+            _cuts(evaluation)
+        except ValidationError:
+            raise ValueError("left_out_owners.cuts are no cuts with their shares") from None
+        return evaluation
+
     @model_validator(mode="before")
     @classmethod
     def _upgraded(cls, fields: Any) -> Any:
         if isinstance(fields, dict) and "views" not in fields and fields.get("format", 1) == 1:
             return _from_format_1(fields)
         return fields
+
+
+def _cuts(evaluation: Mapping[str, Any]) -> list[Cut]:
+    held_out = evaluation.get("left_out_owners")
+    cuts = held_out.get("cuts", []) if isinstance(held_out, dict) else []
+    return TypeAdapter(list[Cut]).validate_python(cuts)
 
 
 def _from_format_1(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The one object that scores pictures: views -> engine -> calibrated scores -> verdicts."""
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -143,7 +144,7 @@ class Detector:
 
     def verdict(self, score: Score, cut: float | None = None) -> Verdict:
         """What is said of a picture, by the checkpoint's cuts or one of the client's own."""
-        return self._rules.verdict(score.value, glance=score.glance, cut=cut)
+        return self._rules.verdict(score.value, glance=score.glance, reasons=score.reasons, cut=cut)
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detection]:
         """Everything at once, in the order of the images.
@@ -181,13 +182,15 @@ class Detector:
             if glance and not self._rules.settled(logit):
                 more = functools.partial(self._next, look, seen)
             value = self._rules.score(logit, glance=glance)
-            scores.append(Score(value, logit, len(seen), look.warnings, glance, more))
+            reasons = self._rules.reasons(look.quality)
+            warnings = (*look.warnings, *(reason.value for reason in reasons))
+            scores.append(Score(value, logit, len(seen), reasons, warnings, glance, more))
         return scores
 
     def _next(self, look: Look, seen: tuple[float, ...]) -> Look:
         assert look.more is not None  # noqa: S101  (else there was no doubt)
         with self._engine.beside():
-            return Look(look.more(), look.warnings, seen)
+            return dataclasses.replace(look, canvases=look.more(), seen=seen, more=None)
 
 
 def load(checkpoint: Path | None = None, **options: Any) -> Detector:

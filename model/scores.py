@@ -1,6 +1,6 @@
 """What a detector says of itself and of pictures."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -8,7 +8,7 @@ from model.checkpoint import Checkpoint
 from model.engines.base import Engine, Fetched
 from model.errors import ModelError
 from model.hardware import Runtime
-from model.verdicts import Thresholds, Verdict
+from model.verdicts import Cut, QualityRule, Reason, Thresholds, Verdict
 from model.views.plan import Look
 
 
@@ -32,8 +32,10 @@ class About:
         dtype: what all else computes in.
         canvases: `all` or `adaptive`, see `Detector.load`.
         thresholds: the checkpoint's cuts.
+        quality: what holds back a verdict; None: nothing does.
         min_side: smallest side of a picture that is looked at, pixels.
-        calibration: of the first look and of all, as JSON values.
+        calibration: one for each kind of evidence, as JSON values.
+        cuts: what others would do; none where the checkpoint does not say.
         evaluation: held-out figures, as JSON values.
     """
 
@@ -48,8 +50,10 @@ class About:
     dtype: str
     canvases: str
     thresholds: Thresholds
+    quality: QualityRule | None
     min_side: int
     calibration: Mapping[str, Any]
+    cuts: Sequence[Cut]
     evaluation: Mapping[str, Any]
 
     @classmethod
@@ -68,8 +72,10 @@ class About:
             dtype=runtime.dtype_name,
             canvases=canvases,
             thresholds=metadata.verdicts.thresholds,
+            quality=metadata.verdicts.quality,
             min_side=metadata.views.min_side,
             calibration=metadata.verdicts.calibrations.model_dump(),
+            cuts=metadata.cuts,
             evaluation=metadata.evaluation,
         )
 
@@ -82,7 +88,8 @@ class Score:
         value: calibrated probability that it is AI-generated, 0..1.
         logit: the network's output, before calibration.
         looks: canvases that it stands on.
-        warnings: those of the `Look`.
+        reasons: what holds back its verdict.
+        warnings: those of the `Look`, and each reason's word.
         glance: it stands on the first of several looks.
         more: cuts the next look, in any thread, in a few milliseconds; None: what was seen is
             enough for the checkpoint's cuts.
@@ -91,6 +98,7 @@ class Score:
     value: float
     logit: float
     looks: int
+    reasons: tuple[Reason, ...] = ()
     warnings: tuple[str, ...] = ()
     glance: bool = False
     more: Callable[[], Look] | None = None

@@ -1,14 +1,15 @@
-"""Every rule of a verdict: calibration, cuts, and when one look is enough; and how they are fitted.
+"""Every rule of a verdict: calibration, cuts, reasons to hold it back, when one look is enough.
 
-A logit becomes a probability by Platt scaling, a probability a verdict by two cuts. All constants
-here are chosen on data and live in the checkpoint (`VerdictRules`).
+A logit becomes a probability by Platt scaling, a probability a verdict by two cuts, and a reason in
+the pixels holds it back. All constants here are chosen on data and live in the checkpoint
+(`VerdictRules`); how they are chosen stands below.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,8 +80,90 @@ class Calibration(_Strict):
 class Calibrations(_Strict):
     """One calibration for each kind of evidence: a glance is less sure than all there is to see."""
 
-    first: Calibration = Field(description="of the logit after the first look alone")
+    first: Calibration = Field(
+        description="of the logit after the first look alone: where the plan begins with it, of "
+        "the whole image alone"
+    )
     all: Calibration = Field(description="of the logit from every canvas")
+    window: Calibration | None = Field(None, description="of one native window alone")
+    reduced_window: Calibration | None = Field(
+        None, description="of one window anywhere in a copy of 448 px on the short side"
+    )
+
+
+class Quality(NamedTuple):
+    """What a picture's pixels say of the traces that can be left in it (`views.quality`).
+
+    Attributes:
+        short_side: pixels.
+        sharpness: energy of second over that of first differences, of the sharpest tile of the
+            middle: 3 for white noise, about 2 for a sharp photograph, 0 where all is smooth.
+        blockiness: mean step at the edges of 8 x 8 blocks over the mean step elsewhere, at
+            whichever phase it is largest: 1 without blocks.
+    """
+
+    short_side: float
+    sharpness: float
+    blockiness: float
+
+
+class Reason(StrEnum):
+    """Why a verdict is held back, whatever the score; the answer warns of it by this word."""
+
+    LOW_QUALITY = "low_quality"
+
+
+class QualityRule(_Strict):
+    """What tells a picture whose traces are gone: it is accused by no cut."""
+
+    min_side: float = Field(ge=0.0, description="of the shorter side, pixels")
+    min_sharpness: float = Field(
+        ge=0.0,
+        description="energy of second over that of first differences, of the sharpest tile of the "
+        "middle: 3 for white noise, 0 where all is smooth",
+    )
+    max_blockiness: float = Field(
+        ge=1.0,
+        description="mean step at the edges of 8 x 8 blocks over the mean step elsewhere: 1 "
+        "without blocks",
+    )
+
+    def low(self, quality: Quality) -> bool:
+        """Whether any of its measurements is out of bounds."""
+        return bool(self.low_of(np.array([quality]))[0])
+
+    def low_of(self, quality: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """`low` of many: float64 [n, 3] -> bool [n]."""
+        side, sharpness, blockiness = quality.T
+        low: NDArray[np.bool_] = (
+            (side < self.min_side)
+            | (sharpness < self.min_sharpness)
+            | (blockiness > self.max_blockiness)
+        )
+        return low
+
+
+class Accused(_Strict):
+    """Shares of held-out images that one cut calls `ai_generated`."""
+
+    photographs_accused: float = Field(ge=0.0, le=1.0, description="share of photographs")
+    made_accused: float | None = Field(
+        ge=0.0,
+        le=1.0,
+        description="share of drawings, renders and screenshots that people made; null: there were "
+        "none",
+    )
+    ai_found: float = Field(ge=0.0, le=1.0, description="share of AI images")
+
+
+class Cut(_Strict):
+    """What a client's own cut would do to held-out images; none of low quality is accused."""
+
+    cut: float = Field(ge=0.0, le=1.0, description="on the score, as `threshold` takes it")
+    conditions: dict[str, Accused] = Field(
+        description="by what became of the images before: `clean`, as they were published; "
+        "`equalised`, resized and saved as JPEG 75; `jpeg60`, saved so"
+    )
 
 
 class Margins(_Strict):
@@ -99,6 +182,13 @@ class VerdictRules(_Strict):
     calibrations: Calibrations
     thresholds: Thresholds
     margins: Margins
+    quality: QualityRule | None = Field(None, description="None: nothing is held back")
+
+    def reasons(self, quality: Quality) -> tuple[Reason, ...]:
+        """What holds back a verdict on a picture."""
+        if self.quality is not None and self.quality.low(quality):
+            return (Reason.LOW_QUALITY,)
+        return ()
 
     def score(self, logit: float, *, glance: bool) -> float:
         """Calibrated probability of AI generation.
@@ -119,18 +209,27 @@ class VerdictRules(_Strict):
         real, ai = (_odds_of(cut) for cut in (self.thresholds.real_below, self.thresholds.ai_above))
         return odds < ai - self.margins.accusing and abs(odds - real) > self.margins.clearing
 
-    def verdict(self, score: float, *, glance: bool, cut: float | None = None) -> Verdict:
+    def verdict(
+        self,
+        score: float,
+        *,
+        glance: bool,
+        reasons: Collection[Reason] = (),
+        cut: float | None = None,
+    ) -> Verdict:
         """The verdict of a score.
 
         Args:
             score: by `score`.
             glance: see `score`.
+            reasons: by `reasons`; a picture of low quality is never `ai_generated`.
             cut: a client's own, instead of the checkpoint's two. The image was looked at as the
                 checkpoint's cuts need it. A glance accuses nobody, by whichever cuts.
         """
         cuts = self.thresholds if cut is None else Thresholds.single(cut)
         verdict = cuts.verdict(score)
-        return Verdict.UNCERTAIN if glance and verdict is Verdict.AI_GENERATED else verdict
+        held = glance or Reason.LOW_QUALITY in reasons
+        return Verdict.UNCERTAIN if held and verdict is Verdict.AI_GENERATED else verdict
 
 
 def _odds_of(probability: float) -> float:
@@ -140,6 +239,45 @@ def _odds_of(probability: float) -> float:
 
 
 # --- fitting ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """Logits under one condition, of images that the network was not trained on.
+
+    Attributes:
+        row: int64 [n], index of each image in the list.
+        labels: int64 [n], 1 = AI.
+        made: bool [n], real, but made without a camera (`manifest.Row.made`).
+        first: float64 [n], after the first look alone.
+        all: float64 [n], of all canvases.
+        window: float64 [n], the mean of native windows alone; NaN where there is none.
+        quality: float64 [n, 3], see `Quality`.
+        skipped: images left out, counted by the `code` of their `ImageError`.
+    """
+
+    row: NDArray[np.int64]
+    labels: Labels
+    made: NDArray[np.bool_]
+    first: Scores
+    all: Scores
+    window: Scores
+    quality: NDArray[np.float64]
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def photographs(self) -> NDArray[np.bool_]:
+        """Bool [n]."""
+        real: NDArray[np.bool_] = self.labels == 0
+        return real & ~self.made
+
+    def where(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Logits":
+        """Some of the images: a mask, bool [n], or indices."""
+        arrays = {f: getattr(self, f)[chosen] for f in _PER_IMAGE}
+        return Logits(**arrays, skipped=self.skipped)
+
+
+_PER_IMAGE = ("row", "labels", "made", "first", "all", "window", "quality")
 
 
 def fit_calibration(labels: Labels, logits: Scores, fitted_on: str) -> Calibration:
@@ -163,67 +301,111 @@ def fit_calibration(labels: Labels, logits: Scores, fitted_on: str) -> Calibrati
     )
 
 
-def fit_thresholds(
-    conditions: Mapping[str, tuple[Labels, Scores]], *, accused: float, missed: float
-) -> Thresholds:
-    """Choose the cuts on held-out calibrated scores, under the worst of several conditions.
-
-    Args:
-        conditions: by name, e.g. of clean and of equalised copies: labels int64 [n], 1 = AI, and
-            float64 [n] calibrated scores; both classes are there.
-        accused: largest share of photographs that may be called `ai_generated`.
-        missed: largest share of AI images that may be called `real`.
-    """
-    ai_above = max(
-        float(np.quantile(scores[labels == 0], 1 - accused, method="higher"))
-        for labels, scores in conditions.values()
-    )
-    real_below = min(
-        float(np.quantile(scores[labels == 1], missed, method="lower"))
-        for labels, scores in conditions.values()
-    )
-    # A score equal to a cut is on its upper side; the worst photograph must stay below it.
-    ai_above = min(1.0, float(np.nextafter(ai_above, 2)))
-    return Thresholds(real_below=min(real_below, ai_above), ai_above=ai_above)
-
-
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What rules are to hold to, and what of them is chosen rather than fitted.
+    """What rules are to hold to, under the worst of several conditions.
 
     Attributes:
-        accused: see `fit_thresholds`.
-        missed: see `fit_thresholds`.
+        accused: largest share of photographs that may be called `ai_generated`.
+        accused_made: likewise of pictures that people made without a camera.
+        missed: largest share of AI images that may be called `real`.
+        held_back: largest share of ordinary photographs, clean, that are of low quality by each
+            measurement.
         margins: taken as they are.
     """
 
     accused: float
+    accused_made: float
     missed: float
+    held_back: float
     margins: Margins
 
 
+def fit_thresholds(
+    conditions: Sequence[tuple[Logits, Scores]], quality: QualityRule, promise: Promise
+) -> Thresholds:
+    """Choose the cuts on held-out calibrated scores, under the worst of several conditions.
+
+    Args:
+        conditions: of each its logits, photographs and AI images among them, and float64 [n]
+            calibrated scores.
+        quality: whose low pictures are accused by no cut.
+        promise: see `Promise`.
+    """
+    above, below = [0.0], [1.0]
+    for part, scores in conditions:
+        accusing = np.where(quality.low_of(part.quality), 0.0, scores)
+        for of, share in ((part.photographs, promise.accused), (part.made, promise.accused_made)):
+            if of.any():
+                above.append(float(np.quantile(accusing[of], 1 - share, method="higher")))
+        below.append(float(np.quantile(scores[part.labels == 1], promise.missed, method="lower")))
+    # A score equal to a cut is on its upper side; the worst photograph must stay below it.
+    ai_above = min(1.0, float(np.nextafter(max(above), 2)))
+    return Thresholds(real_below=min(*below, ai_above), ai_above=ai_above)
+
+
+def fit_quality(clean: Logits, share: float) -> QualityRule:
+    """Bounds that so many ordinary photographs are out of, by each measurement.
+
+    Args:
+        clean: photographs as they were published among them.
+        share: of photographs.
+
+    Raises:
+        ModelError: there is no photograph.
+    """
+    if not clean.photographs.any():
+        raise ModelError("no photograph among the held-out images: quality has no bounds")
+    side, sharpness, blockiness = clean.quality[clean.photographs].T
+    return QualityRule(
+        min_side=float(np.quantile(side, share, method="lower")),
+        min_sharpness=float(np.quantile(sharpness, share, method="lower")),
+        # At least 1 by its definition, which rounding does not know.
+        max_blockiness=max(1.0, float(np.quantile(blockiness, 1 - share, method="higher"))),
+    )
+
+
 def fit_rules(
-    logits: Mapping[str, tuple[Labels, Scores, Scores]], fitted_on: str, promise: Promise
+    conditions: Mapping[str, Logits],
+    fitted_on: str,
+    promise: Promise,
+    *,
+    reduced: Logits | None = None,
 ) -> VerdictRules:
     """Calibrations over all conditions together, then cuts on the scores of all canvases.
 
     Args:
-        logits: by condition: labels int64 [n], and float64 [n] logits of the same images after the
-            first look and of all canvases.
+        conditions: the logits by name, `clean` among them.
         fitted_on: see `fit_calibration`.
         promise: see `Promise`.
+        reduced: of one window of a reduced copy; None, or of one class alone: no calibration for
+            those.
 
     Raises:
-        ModelError: as `fit_calibration`.
+        ModelError: as `fit_calibration`, or as `fit_quality`.
     """
-    labels, first, every = (np.concatenate(part) for part in zip(*logits.values(), strict=True))
+    labels = np.concatenate([part.labels for part in conditions.values()])
+    first, every, window = (
+        np.concatenate([getattr(part, name) for part in conditions.values()])
+        for name in ("first", "all", "window")
+    )
+    seen = np.isfinite(window)
     calibrations = Calibrations(
         first=fit_calibration(labels, first, fitted_on),
         all=fit_calibration(labels, every, fitted_on),
+        window=fit_calibration(labels[seen], window[seen], fitted_on) if seen.any() else None,
+        reduced_window=fit_calibration(reduced.labels, reduced.all, fitted_on)
+        if reduced is not None and len(np.unique(reduced.labels)) == 2
+        else None,
     )
-    scored = {name: (y, calibrations.all.scores(z)) for name, (y, _, z) in logits.items()}
-    cuts = fit_thresholds(scored, accused=promise.accused, missed=promise.missed)
-    return VerdictRules(calibrations=calibrations, thresholds=cuts, margins=promise.margins)
+    scored = [(part, calibrations.all.scores(part.all)) for part in conditions.values()]
+    quality = fit_quality(conditions["clean"], promise.held_back)
+    return VerdictRules(
+        calibrations=calibrations,
+        thresholds=fit_thresholds(scored, quality, promise),
+        margins=promise.margins,
+        quality=quality,
+    )
 
 
 # The rules of checkpoints that were written before they had them: one calibration served both

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from app.desk import ServedDetector
 from app.settings import Settings
 from model.detector import About, Look, ModelError, Score
-from model.verdicts import Thresholds, Verdict
+from model.verdicts import Accused, Cut, Quality, QualityRule, Reason, Thresholds, Verdict
 
 POISON = 13  # an image of this grey makes its batch fail
 SLOW = 77  # an image of this grey takes SLOW_S
@@ -24,6 +24,7 @@ DOUBTFUL = 55  # an image of this grey needs a second look, which finds SETTLED
 SETTLED = 200
 SPOILT = 56  # a second look at an image of this grey finds POISON
 GLANCED = 60  # of an image of this grey, one look of several is enough
+BLURRED = 210  # an image of this grey is of low quality
 
 
 class FakePending:
@@ -70,8 +71,17 @@ class FakeDetector:
         dtype="float32",
         canvases="adaptive",
         thresholds=Thresholds(real_below=0.3, ai_above=0.7),
+        quality=QualityRule(min_side=160, min_sharpness=0.4, max_blockiness=1.5),
         min_side=64,
-        calibration={"first": {"slope": 1.0}, "all": {"slope": 1.0}},
+        calibration={"first": {"slope": 1.0}, "all": {"slope": 1.0}, "window": None},
+        cuts=[
+            Cut(
+                cut=0.7,
+                conditions={
+                    "clean": Accused(photographs_accused=0.01, made_accused=None, ai_found=0.8)
+                },
+            )
+        ],
         evaluation={"auc": 0.5},
     )
 
@@ -116,7 +126,7 @@ class FakeDetector:
         cuts = self.about.thresholds if cut is None else Thresholds.single(cut)
         verdict = cuts.verdict(score.value)
         accused = verdict is Verdict.AI_GENERATED
-        return Verdict.UNCERTAIN if accused and score.glance else verdict
+        return Verdict.UNCERTAIN if accused and (score.glance or score.reasons) else verdict
 
     def _land(self, looks: Sequence[Look]) -> list[Score]:
         self._under_way -= 1
@@ -140,7 +150,15 @@ class FakeDetector:
         if second is not None:
             more = functools.partial(self._more, second)
             return Score(grey / 255, grey, looks, glance=True, more=more)
-        return Score(grey / 255, grey, looks, glance=round(grey) == GLANCED)
+        reasons = (Reason.LOW_QUALITY,) if round(grey) == BLURRED else ()
+        return Score(
+            grey / 255,
+            grey,
+            looks,
+            reasons,
+            warnings=tuple(reason.value for reason in reasons),
+            glance=round(grey) == GLANCED,
+        )
 
     def _more(self, grey: int) -> Look:
         self.before_more()
@@ -149,7 +167,7 @@ class FakeDetector:
 
 def look_of(grey: float, seen: tuple[float, ...] = ()) -> Look:
     """All that is left of an image of one grey."""
-    return Look(torch.full((1, 1, 1, 1), float(grey)), seen=seen)
+    return Look(torch.full((1, 1, 1, 1), float(grey)), Quality(300, 2.0, 1.0), seen=seen)
 
 
 def load_fake(_: Settings) -> ServedDetector:

@@ -42,8 +42,9 @@ Threshold = Annotated[
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="one cut instead of the model's two, laid against the same score; where one "
-        "look of several was enough for the model's own cuts, it gives `uncertain` for "
+        description="one cut instead of the model's two, laid against the same score; what each "
+        "does is listed in `cuts` of `GET /model`. Where one look of several was enough for the "
+        "model's own cuts, and on a picture of `low_quality`, it gives `uncertain` for "
         "`ai_generated`",
     ),
 ]

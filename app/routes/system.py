@@ -53,7 +53,7 @@ async def metrics(request: Request) -> Response:
     responses=problems("/model"),
 )
 async def model(request: Request) -> ModelDetailsOut:
-    """Checkpoint, backbone, device, thresholds, calibration, evaluation figures, limits."""
+    """Checkpoint, backbone, device, thresholds and others, calibration, figures, limits."""
     service: Service = request.app.state.service
     about, limits = service.desk.detector.about, service.settings
     cuts = about.thresholds
@@ -68,6 +68,8 @@ async def model(request: Request) -> ModelDetailsOut:
         dtype=about.dtype,
         canvases=about.canvases,
         thresholds=ThresholdsOut(real_below=cuts.real_below, ai_above=cuts.ai_above),
+        quality=about.quality,
+        cuts=list(about.cuts),
         calibration=dict(about.calibration),
         evaluation=dict(about.evaluation),
         limits=LimitsOut(

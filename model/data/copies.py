@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TypeVar
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from model.data.ahead import ahead
 from model.data.degrade import (
+    CONDITIONS,
     EQUALISED_CUT,
     EQUALISED_MAX_SIDE,
     Augmentation,
     Rng,
     degrade,
-    equalise,
+    resize,
     rng_of,
     seed_of,
 )
@@ -26,16 +28,47 @@ from model.data.manifest import Row
 from model.errors import ImageError, ImageTooSmallError, ModelError
 from model.hardware import spare_pool
 from model.images import read_picture
+from model.verdicts import Quality
 from model.views.plan import ViewPlan
+from model.views.quality import measure_quality
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CLEAN, EQUALISED, DEGRADED = 0, 1, 2
+
+class Copy(IntEnum):
+    """What becomes of an image before it is looked at, and what of it is."""
+
+    CLEAN = 0
+    EQUALISED = 1
+    DEGRADED = 2  # one canvas
+    CORNER = 3  # the first look alone: the whole image
+    JPEG60 = 4
+    RESIZE50 = 5
+    REDUCED = 6  # one window anywhere in a copy so small that a few of them cover it
+    ANY = 7  # one canvas of a clean, an equalised or a degraded copy
+
+
+CLEAN, EQUALISED, DEGRADED = Copy.CLEAN, Copy.EQUALISED, Copy.DEGRADED
 # The copies by which left-out images are judged, by the name of their condition
-# (`degrade.CONDITIONS`).
-JUDGED = {"clean": CLEAN, "equalised": EQUALISED}
+# (`degrade.CONDITIONS`); rules are to keep their promise under the worst of `PROMISED`.
+JUDGED = {
+    "clean": CLEAN,
+    "equalised": EQUALISED,
+    "jpeg60": Copy.JPEG60,
+    "resize50": Copy.RESIZE50,
+    "corner": Copy.CORNER,
+}
+PROMISED = ("clean", "equalised", "jpeg60")
+# What left-out images are scored by: the calibration of its windows needs the reduced copy.
+SCORED = {**JUDGED, "reduced": Copy.REDUCED}
+# No promise stands on these: every third image says enough of them.
+_RARE, _THIRD = frozenset({Copy.RESIZE50, Copy.REDUCED}), 3
+_CONDITION_OF = {kind: CONDITIONS[name] for name, kind in JUDGED.items()}
+_REDUCED_SIDE = 448  # short side of a copy that windows of 224 px cover twice
+NO_PIXELS = torch.empty(0, dtype=torch.uint8)
+"""Of a canvas whose pixels are let go."""
 _AHEAD = 32  # images decoded ahead of the tower
 
 
@@ -46,61 +79,92 @@ class Canvas:
     Attributes:
         pixels: uint8 [3, S, S].
         row: index of the image.
-        kind: CLEAN, EQUALISED or DEGRADED.
+        kind: the copy.
+        quality: of the whole copy.
     """
 
     pixels: Tensor
     row: int
-    kind: int
+    kind: Copy
+    quality: Quality
 
 
 def copy_of(
-    image: Image.Image, kind: int, rng: Rng, plan: ViewPlan, how: Augmentation
+    image: Image.Image, kind: Copy, rng: Rng, plan: ViewPlan, how: Augmentation
 ) -> tuple[Image.Image, ViewPlan]:
-    """One copy of an image, and what of it is looked at: of a degraded copy, one canvas.
+    """One copy of an image, and what of it is looked at.
 
     Args:
         image: RGB.
-        kind: CLEAN, EQUALISED or DEGRADED.
+        kind: what becomes of it.
         rng: the only source of randomness.
-        plan: what of the other copies is looked at.
+        plan: what of a clean copy is looked at.
         how: the degraded copies' distribution.
     """
-    if kind == EQUALISED:
-        return equalise(image, rng), plan
+    if kind == Copy.ANY:
+        kind = (CLEAN, EQUALISED, DEGRADED)[rng.integers(3)]
+        copy, plan = copy_of(image, kind, rng, plan, how)
+        return copy, plan.drawn(rng)
     if kind == DEGRADED:
         copy = degrade(image, rng, min_side=plan.canvas_size, how=how)
         return copy, plan.degraded(rng)
-    return image, plan
+    if kind == Copy.REDUCED:
+        return _window(_reduced(image), plan.canvas_size, rng), plan.window
+    return _CONDITION_OF[kind](image, rng), plan.glance if kind == Copy.CORNER else plan
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    scale = _REDUCED_SIDE / min(image.size)
+    return image if scale >= 1 else resize(image, scale, Image.Resampling.LANCZOS)
+
+
+def _window(image: Image.Image, side: int, rng: Rng) -> Image.Image:
+    """A square of the image, or what of one there is."""
+    left, top = (int(rng.integers(max(0, of - side) + 1)) for of in image.size)
+    return image.crop((left, top, min(image.width, left + side), min(image.height, top + side)))
 
 
 def canvases_of(
-    index: int, row: Row, plan: ViewPlan, kinds: Sequence[int], how: Augmentation
+    index: int, row: Row, plan: ViewPlan, kinds: Sequence[Copy], how: Augmentation
 ) -> list[Canvas]:
     """All canvases of the copies `kinds` of one image; the same ones every time.
+
+    What a copy is depends on its kind, and on which of its kind it is, alone.
 
     Args:
         index: of the image.
         row: the image.
-        plan: what of a copy is looked at.
-        kinds: the copies, in the order in which they are drawn.
+        plan: what of a clean copy is looked at.
+        kinds: the copies.
         how: the degraded copies' distribution.
 
     Raises:
-        ImageError: the image cannot be read, or a copy is too small.
+        ImageError: the image cannot be read, or a copy that is made of every image is too small.
     """
     name = row.path.name
-    rng = rng_of(name)
-    generator = torch.Generator().manual_seed(seed_of(name) % 2**63)
     image = _read(row)
-    canvases = []
+    canvases: list[Canvas] = []
+    made: Counter[Copy] = Counter()
     for kind in kinds:
+        if kind in _RARE and seed_of(name) % _THIRD:
+            continue
+        # Judged copies are those that `evaluate` makes.
+        rng = rng_of(name) if kind in _CONDITION_OF else rng_of(name, kind, made[kind])
+        made[kind] += 1
         copy, looked_at = copy_of(image, kind, rng, plan, how)
-        # Only the degraded copies are jittered; clean and equalised ones are cut as in inference.
-        selection = looked_at.select(
-            _tensor(copy), generator=generator if kind == DEGRADED else None
-        )
-        canvases += [Canvas(pixels, index, kind) for pixels in selection.canvases[0]]
+        pixels = _tensor(copy)
+        # Only the degraded copies are jittered; others are cut as in inference.
+        jitter = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        try:
+            selection = looked_at.select(
+                pixels, generator=jitter if kind in (DEGRADED, Copy.ANY) else None
+            )
+        except ImageTooSmallError:
+            if kind not in _RARE:
+                raise
+            continue
+        quality = measure_quality(pixels)
+        canvases += [Canvas(own, index, kind, quality) for own in selection.canvases[0]]
     return canvases
 
 
@@ -114,7 +178,7 @@ def _tensor(image: Image.Image) -> Tensor:
 
 
 def canvases_ahead(
-    rows: Sequence[Row], plan: ViewPlan, kinds: Sequence[int], how: Augmentation
+    rows: Sequence[Row], plan: ViewPlan, kinds: Sequence[Copy], how: Augmentation
 ) -> Iterator[list[Canvas] | None]:
     """`canvases_of` every image, in order, decoded ahead of the tower.
 
@@ -207,7 +271,7 @@ class CanvasSource:
     def _canvas(self, member: int, step: int, place: int) -> Tensor:
         row = self._rows[member]
         rng = rng_of(row.path.name, step, place)
-        kind = int(rng.choice(len(self._shares), p=self._shares))
+        kind = Copy(rng.choice(len(self._shares), p=self._shares))
         copy, plan = copy_of(_read(row), kind, rng, self._plan, self._how)
         plan = plan.drawn(rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))

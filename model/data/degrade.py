@@ -18,6 +18,8 @@ Condition = Callable[[Image.Image, Rng], Image.Image]
 EQUALISED_MIN_SIDE = 240
 EQUALISED_MAX_SIDE = 1024
 EQUALISED_CUT = 15
+CORNER_CUT = 0.06
+_SHARED_SIDES = (1024, 2048)
 _WEBP_MAX_SIDE, _JPEG_MAX_SIDE = 16_383, 65_500
 _RESAMPLINGS = (
     Image.Resampling.BILINEAR,
@@ -52,6 +54,7 @@ class Augmentation(BaseModel):
     noise: float = Field(0.1, ge=0, le=1, description="share with noise of 1-6 grey levels")
     save: float = Field(0.9, ge=0, le=1, description="share saved as JPEG 40-100 or WebP 50-100")
     save_again: float = Field(0.2, ge=0, le=1, description="share of those saved a second time")
+    corner: float = Field(0.5, ge=0, le=1, description="share without its bottom right corner")
 
 
 def recompress(image: Image.Image, codec: str, quality: int, subsampling: int = -1) -> Image.Image:
@@ -68,6 +71,12 @@ def resize(image: Image.Image, scale: float, resampling: Image.Resampling) -> Im
     """Scale both sides; never below one pixel."""
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, resampling)
+
+
+def cut_corner(image: Image.Image) -> Image.Image:
+    """Cut 6 % off bottom and right, where generators stamp their logo."""
+    width, height = (max(1, round((1 - CORNER_CUT) * side)) for side in image.size)
+    return image.crop((0, 0, width, height))
 
 
 def equalise(image: Image.Image, rng: Rng) -> Image.Image:
@@ -91,8 +100,9 @@ def degrade(
 ) -> Image.Image:
     """One random history of a shared image, the same distribution for both classes.
 
-    Resize, a random cut of up to 15 px and a flip, blur, sensor-like noise, then one or two rounds
-    of JPEG or WebP, each with the chance that `how` gives it.
+    A cut of the bottom right corner, resize, a random cut of up to 15 px and a flip, blur,
+    sensor-like noise, then one or two rounds of JPEG or WebP, each with the chance that `how` gives
+    it. What would be larger than sites show is resized to what they do: 1,024-2,048 px.
 
     Args:
         image: RGB.
@@ -101,8 +111,12 @@ def degrade(
         how: the chances; the default ones without.
     """
     how = how or Augmentation()
+    if rng.random() < how.corner and min(cut_corner(image).size) >= min_side:
+        image = cut_corner(image)
     if rng.random() < how.resize:
         scale = float(np.exp(rng.uniform(np.log(0.5), np.log(1.5))))
+        if scale * max(image.size) > _SHARED_SIDES[1]:
+            scale = float(rng.uniform(*_SHARED_SIDES)) / max(image.size)
         scale = max(scale, (min_side + 16) / min(image.size))
         scale = min(scale, _JPEG_MAX_SIDE / max(image.size))
         image = resize(image, scale, _RESAMPLINGS[rng.integers(len(_RESAMPLINGS))])
@@ -171,5 +185,6 @@ CONDITIONS: dict[str, Condition] = {
     "blur1": _blur1,
     "screenshot": _screenshot,
     "crop10": _crop10,
+    "corner": lambda image, _: cut_corner(image),
 }
 """In the report's order. Each takes an RGB image and a generator, and returns an RGB image."""

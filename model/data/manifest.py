@@ -15,6 +15,8 @@ from model.images import SUFFIXES
 REAL, AI = 0, 1
 CLASSES = {"real": REAL, "ai": AI}
 """Labels by the name that manifests and reports have for them."""
+MADE = frozenset({"art", "render", "screen"})
+"""Kinds of pictures that people made without a camera: drawings, game pictures, screenshots."""
 _REQUIRED = ("path", "label", "group")
 # Spreadsheets write semicolons where a comma is the decimal sign.
 _SEPARATORS = (",", ";")
@@ -35,32 +37,48 @@ class Row:
     Attributes:
         path: the file.
         label: REAL or AI.
-        group: generator, or source of photographs; what is left out as one.
-        repository: where it was published, `owner/name`; groups of one repository share a pipeline.
-            The group where that is not known.
-        owner: who published it; the group where that is not known.
+        group: generator, or source of photographs; what reports tell apart.
+        owner: who published it; the group where that is not known. What is independent of other
+            images: folds and intervals keep it whole, in both classes.
         kind: what it shows, in the manifest's own words; empty where it does not say.
     """
 
     path: Path
     label: int
     group: str
-    repository: str
-    owner: str = ""
+    owner: str
     kind: str = ""
 
     @property
-    def unit(self) -> str:
-        """What is independent of other images of its class: folds and intervals keep it whole.
+    def made(self) -> bool:
+        """Whether people made it without a camera: `real`, and no photograph."""
+        return self.label == REAL and self.kind in MADE
 
-        Photographs that share a repository share a pipeline; generators do not, or one repository
-        of 50 would be all there is.
-        """
-        return self.repository if self.label == REAL else self.group
+
+def read_datasets(paths: Sequence[Path], split: str | None = None) -> list[Row]:
+    """Read several manifests or folders (`read_dataset`) as one list; no file is listed twice.
+
+    Args:
+        paths: at least one.
+        split: see `read_dataset`. A list without an image of the split adds none, as long as
+            another has some.
+
+    Raises:
+        ManifestError: as `read_dataset`, but one class may be absent from one of several lists.
+    """
+    listed = [row for path in paths for row in read_rows(path, split)]
+    own = {os.path.abspath(row.path): row for row in listed}  # noqa: PTH100  (no link is followed)
+    rows = list(own.values())
+    _check_classes(rows, " and ".join(str(path) for path in paths), split)
+    return rows
 
 
 def read_dataset(path: Path, split: str | None = None) -> list[Row]:
-    """Read a manifest CSV (`read_manifest`) or a folder in a benchmark's layout.
+    """Read a manifest CSV or a folder in a benchmark's layout.
+
+    A manifest is UTF-8, its fields separated by commas or semicolons. Columns `path` (relative to
+    the manifest), `label` (`real` or `ai`) and `group` are required; `split`, `origin_repo`
+    (`owner/name`) and `kind` are used where present.
 
     Folders are `<generator>/[<class>/]{0_real,1_fake}/*` (ForenSynths, AIGIBench) with classes
     nested to any depth, or GenImage's `<generator>/{train,val}/{nature,ai}/*`. A level named
@@ -76,30 +94,46 @@ def read_dataset(path: Path, split: str | None = None) -> list[Row]:
         One row per image; a folder's in the order of their paths.
 
     Raises:
-        ManifestError: as `read_manifest`, or an image lies outside the layout.
+        ManifestError: one class is absent, an image lies outside the layout, or a manifest is
+            unreadable or no CSV, lacks a column or has an unknown label; a line that is at fault
+            is named.
     """
-    return _read_folder(path, split) if path.is_dir() else read_manifest(path, split)
+    rows = read_rows(path, split)
+    _check_classes(rows, str(path), split)
+    return rows
+
+
+def read_rows(path: Path, split: str | None = None) -> list[Row]:
+    """`read_dataset`, of one class or none as well."""
+    return _read_folder(path, split) if path.is_dir() else _read_manifest(path, split)
+
+
+def _check_classes(rows: Sequence[Row], source: str, split: str | None) -> None:
+    of = f", split {split!r}," if split else ""
+    if not rows:
+        raise ManifestError(f"{source}{of} holds no images")
+    if len({row.label for row in rows}) == 1:
+        only = "real" if rows[0].label == REAL else "AI images"
+        raise ManifestError(f"{source}{of} does not hold both classes: all {len(rows)} are {only}")
 
 
 def _read_folder(root: Path, split: str | None) -> list[Row]:
     rows = []
-    for path in sorted(_images(root)):
+    images = sorted(images_in(root))
+    if not images:
+        raise ManifestError(f"expected {_LAYOUT} in {root}, found no images")
+    for path in images:
         generator, label, own_split = _place(path.relative_to(root).parts[:-1])
         if split is not None and own_split not in (None, split):
             continue
         if generator is None or label is None:
             raise ManifestError(f"expected {_LAYOUT} in {root}, found {path.relative_to(root)}")
-        rows.append(Row(path, label, generator, generator, owner=generator))
-    if not rows:
-        of = f" of split {split!r}" if split else ""
-        raise ManifestError(f"expected {_LAYOUT} in {root}, found no images{of}")
-    if len({row.label for row in rows}) == 1:
-        only = "photographs" if rows[0].label == REAL else "AI images"
-        raise ManifestError(f"{root} does not hold both classes: all {len(rows)} are {only}")
+        rows.append(Row(path, label, generator, generator))
     return rows
 
 
-def _images(root: Path) -> Iterator[Path]:
+def images_in(root: Path) -> Iterator[Path]:
+    """The images in a folder and those below it, in no order; hidden ones are left out."""
     # Not rglob: benchmarks are often put together of linked folders.
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -119,16 +153,7 @@ def _place(folders: Sequence[str]) -> tuple[str | None, int | None, str | None]:
     return levels[0], labels[-1] if labels else None, split
 
 
-def read_manifest(path: Path, split: str | None = None) -> list[Row]:
-    """Read a manifest CSV: UTF-8, its fields separated by commas or semicolons.
-
-    Columns `path` (relative to the manifest), `label` (`real` or `ai`) and `group` are required;
-    `split`, `origin_repo` (`owner/name`) and `kind` are used where present.
-
-    Raises:
-        ManifestError: unreadable or no CSV, a column is missing, a label is unknown, or one class
-            is absent; a line that is at fault is named.
-    """
+def _read_manifest(path: Path, split: str | None) -> list[Row]:
     rows = []
     for line, record in _records(path):
         if split is not None and record.get("split", split) != split:
@@ -137,12 +162,9 @@ def read_manifest(path: Path, split: str | None = None) -> list[Row]:
             said = record["label"][:40]
             raise ManifestError(f"{path}, line {line}: label {said!r} is neither 'real' nor 'ai'")
         label, group = CLASSES[record["label"]], record["group"]
-        repository = record.get("origin_repo") or group
         owner = record.get("origin_repo", "").partition("/")[0] or group
         image = path.parent / record["path"]
-        rows.append(Row(image, label, group, repository, owner, record.get("kind", "")))
-    if {row.label for row in rows} != {REAL, AI}:
-        raise ManifestError(f"{path}: split {split!r} does not hold both classes")
+        rows.append(Row(image, label, group, owner, record.get("kind", "")))
     return rows
 
 
@@ -212,18 +234,25 @@ def digest(rows: Sequence[Row]) -> str:
 
 
 def folds(rows: Sequence[Row], count: int) -> list[int]:
-    """Assign every `Row.unit`, whole, to one of `count` folds, each class balanced over them.
+    """Assign every owner, whole, to one of `count` folds, each class balanced over them.
 
-    Deterministic: the largest unit goes to the emptiest fold.
+    Deterministic: the largest owner goes to the fold that has least of what it brings.
 
     Returns:
         The fold of each row.
     """
-    sizes = Counter((row.label, row.unit) for row in rows)
-    load = {label: [0] * count for label in (REAL, AI)}
-    place: dict[tuple[int, str], int] = {}
-    for (label, name), size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
-        fold = load[label].index(min(load[label]))
-        place[label, name] = fold
-        load[label][fold] += size
-    return [place[row.label, row.unit] for row in rows]
+    totals = Counter(row.label for row in rows)
+    sizes: dict[str, Counter[int]] = {}
+    for row in rows:
+        sizes.setdefault(row.owner, Counter())[row.label] += 1
+    shares = {
+        owner: {label: n / totals[label] for label, n in of.items()} for owner, of in sizes.items()
+    }
+    load = [dict.fromkeys(totals, 0.0) for _ in range(count)]
+    place: dict[str, int] = {}
+    for owner, share in sorted(shares.items(), key=lambda item: (-sum(item[1].values()), item[0])):
+        brought = [sum(of[label] * part for label, part in share.items()) for of in load]
+        place[owner] = brought.index(min(brought))
+        for label, part in share.items():
+            load[place[owner]][label] += part
+    return [place[row.owner] for row in rows]

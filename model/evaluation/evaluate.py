@@ -20,6 +20,7 @@ from model.errors import ImageError, ModelError
 from model.figures.predictions import Predictions
 from model.hardware import spare_pool
 from model.images import read_picture
+from model.verdicts import Quality, Reason
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,13 @@ class Answers:
     Attributes:
         row: index of each image that could be scored.
         scores: of each, the scores of its looks.
+        quality: of each.
         skipped: images left out, counted by the `code` of their `ImageError`.
     """
 
     row: list[int] = field(default_factory=list)
     scores: list[list[Score]] = field(default_factory=list)
+    quality: list[Quality] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -112,6 +115,7 @@ def ask(
         for name, index, looks in batch:
             answers[name].row.append(index)
             answers[name].scores.append([next(scores) for _ in looks])
+            answers[name].quality.append(looks[0].quality)
 
     copies = ahead(lambda row: _copies(row, looks_of, conditions), rows, _AHEAD, spare_pool())
     shown = track(
@@ -152,6 +156,7 @@ def _predictions(rows: Sequence[Row], part: Answers, detector: Detector) -> Pred
         logits=np.array([score.logit for score in scores]),
         scores=np.array([score.value for score in scores]),
         verdicts=[detector.verdict(score) for score in scores],
+        low_quality=np.array([Reason.LOW_QUALITY in score.reasons for score in scores]),
         skipped=dict(sorted(part.skipped.items())),
     )
 

@@ -1,4 +1,4 @@
-"""Other rules of a verdict for the same network: its calibrations and thresholds, fitted anew."""
+"""Other rules of a verdict for the same network: all of them but the margins, fitted anew."""
 
 import dataclasses
 from collections import Counter
@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.checkpoint import Metadata, read_checkpoint, write_checkpoint
-from model.data.copies import JUDGED
+from model.data.copies import PROMISED
 from model.data.manifest import AI, REAL, Row, digest, folds
 from model.detector import Detector, Look
 from model.errors import ModelError
 from model.evaluation.evaluate import Answers, ask, trained_on
-from model.figures.crossfit import Logits, cross_fitted_figures, rules_of
-from model.verdicts import Promise
+from model.figures.crossfit import cross_fitted_figures, rules_of
+from model.verdicts import Logits, Promise, Scores
+from model.views.plan import ViewPlan
 
 _FOLDS = 5
+_PHOTOGRAPHS, _AI = (REAL, False), (AI, False)
 
 
 def recalibrate(
@@ -28,15 +30,17 @@ def recalibrate(
     *,
     data: str,
     accused: float,
+    accused_made: float,
     missed: float,
+    held_back: float,
     progress: bool = False,
 ) -> Metadata:
-    """Write a checkpoint's tensors with calibrations and thresholds fitted to other images.
+    """Write a checkpoint's tensors with rules of a verdict fitted to other images.
 
-    The images' clean and equalised copies are scored, after the first look and by all canvases,
-    and the thresholds hold for the worse of the two copies. `evaluation` is replaced, as what it
-    said held for the former thresholds: by figures of these images, each fold's verdicts taken by
-    rules that were fitted to the other folds.
+    The images' `PROMISED` copies are scored, after the first look and by all canvases, and the
+    thresholds hold for the worst of them. `evaluation` is replaced, as what it said held for the
+    former thresholds: by figures of these images, each fold's verdicts taken by rules that were
+    fitted to the other folds.
 
     Args:
         checkpoint: the file that `detector` was loaded from.
@@ -44,8 +48,10 @@ def recalibrate(
         rows: the images, none of them trained on.
         detector: gives the logits; loaded with `canvases="all"`.
         data: the data set and split, in words.
-        accused: largest share of photographs that may be called `ai_generated`.
-        missed: largest share of AI images that may be called `real`.
+        accused: see `Promise`, as the other three.
+        accused_made: of pictures made without a camera; without any it promises nothing.
+        missed: of AI images.
+        held_back: of photographs, by each measurement of quality.
         progress: show a bar on standard error.
 
     Returns:
@@ -59,9 +65,16 @@ def recalibrate(
     stored = read_checkpoint(checkpoint)
     if trained_on(stored.metadata, rows):
         raise ModelError("the checkpoint was trained on these images; calibrate on others")
-    for name, share in (("accused", accused), ("missed", missed)):
+    shares = {
+        "accused": accused,
+        "accused_made": accused_made,
+        "missed": missed,
+        "held_back": held_back,
+    }
+    for name, share in shares.items():
         if not 0 < share < 1:
             raise ModelError(f"{name} is {share}; it must be between 0 and 1")
+    promise = Promise(**shares, margins=stored.metadata.verdicts.margins)
     plan = stored.metadata.views
     if detector.about.canvases != "all":
         raise ModelError("to calibrate, the detector must look at all canvases: canvases='all'")
@@ -72,12 +85,11 @@ def recalibrate(
             return [every]
         return [dataclasses.replace(every, canvases=every.canvases[: plan.first]), every]
 
-    answers = ask(rows, detector, looks_of, conditions=tuple(JUDGED), progress=progress)
-    logits = {name: _logits(rows, part) for name, part in answers.items()}
-    promise = Promise(accused, missed, stored.metadata.verdicts.margins)
+    answers = ask(rows, detector, looks_of, conditions=PROMISED, progress=progress)
+    logits = {name: _logits(rows, part, plan) for name, part in answers.items()}
     fitted_on = (
         f"{data} ({len(rows)} images, list sha256 {digest(rows)[:12]}), "
-        f"{' and '.join(JUDGED)} copies"
+        f"{', '.join(PROMISED)} copies"
     )
     rules = rules_of(logits, fitted_on, promise)
     fold, how = _folds(rows)
@@ -89,36 +101,50 @@ def recalibrate(
     return metadata
 
 
-def _logits(rows: Sequence[Row], part: Answers) -> Logits:
+def _logits(rows: Sequence[Row], part: Answers, plan: ViewPlan) -> Logits:
+    chosen = [rows[index] for index in part.row]
+    first = np.array([scores[0].logit for scores in part.scores])
+    every = np.array([scores[-1].logit for scores in part.scores])
     return Logits(
         row=np.array(part.row, dtype=np.int64),
-        labels=np.array([rows[index].label for index in part.row], dtype=np.int64),
-        first=np.array([scores[0].logit for scores in part.scores]),
-        all=np.array([scores[-1].logit for scores in part.scores]),
+        labels=np.array([row.label for row in chosen], dtype=np.int64),
+        made=np.array([row.made for row in chosen]),
+        first=first,
+        all=every,
+        window=_windows(first, every, plan),
+        quality=np.array(part.quality),
         skipped=dict(sorted(part.skipped.items())),
     )
+
+
+def _windows(first: Scores, every: Scores, plan: ViewPlan) -> Scores:
+    """Of each image the mean logit of its native windows, which `every` holds beside the whole."""
+    if not plan.whole or plan.first == plan.canvases or plan.whole_share == 1:
+        return np.full(len(first), np.nan)
+    return (every - plan.whole_share * first) / (1 - plan.whole_share)
 
 
 def _folds(rows: Sequence[Row]) -> tuple[list[int], str]:
     """The fold of each row, and what was kept whole, in words.
 
-    A class that is all of one unit is split by image: its figures are those of others like it.
+    A class that is all of one owner is split by image: its figures are those of others like it.
 
     Raises:
         ModelError: a class of one image.
     """
-    units = Counter(label for label, _ in {(row.label, row.unit) for row in rows})
-    alone = [label for label in (REAL, AI) if units[label] == 1]
+    owners = Counter(of for of, _ in {(_class(row), row.owner) for row in rows})
     by_image = [
-        dataclasses.replace(row, group=str(row.path), repository=str(row.path))
-        if row.label in alone
-        else row
+        dataclasses.replace(row, owner=str(row.path)) if owners[_class(row)] == 1 else row
         for row in rows
     ]
-    sizes = Counter(label for label, _ in {(row.label, row.unit) for row in by_image})
-    if min(sizes.values()) < 2:
+    sizes = Counter(of for of, _ in {(_class(row), row.owner) for row in by_image})
+    fewest = min(sizes[_PHOTOGRAPHS], sizes[_AI])
+    if fewest < 2:
         raise ModelError("a class of one image cannot be calibrated on")
-    count = min(_FOLDS, *sizes.values())
-    real = "image" if REAL in alone else "repository"
-    ai = "image" if AI in alone else "generator"
+    count = min(_FOLDS, fewest)
+    real, ai = ("image" if owners[of] == 1 else "owner" for of in (_PHOTOGRAPHS, _AI))
     return folds(by_image, count), f"{count}: photographs by {real}, AI images by {ai}"
+
+
+def _class(row: Row) -> tuple[int, bool]:
+    return row.label, row.made

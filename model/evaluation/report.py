@@ -3,19 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.data.manifest import CLASSES, Row, digest
+from model.data.manifest import AI, Row, digest
 from model.detector import Detector
 from model.figures.predictions import Predictions
 from model.figures.tables import (
+    TITLES,
     consistency,
     consistency_table,
-    generator_mean,
     group_table,
     markdown,
     overall,
     overall_table,
-    per_group,
+    owner_table,
     verdict_table,
+    verdicts_by_group,
+    weakest,
+    worst,
+    worst_table,
 )
 
 SEEN = "The checkpoint was trained on these very images: the figures say nothing of others."
@@ -40,7 +44,8 @@ def build_report(
         command: what was run.
         seen: whether the checkpoint was trained on these images.
     """
-    groups = {name: per_group(part) for name, part in predictions.items()}
+    groups = {name: verdicts_by_group(part) for name, part in predictions.items()}
+    listed = {name: [row for row in rows if _class(row) == name] for name in TITLES}
     clean = predictions.get("clean")
     return {
         "command": command,
@@ -60,13 +65,15 @@ def build_report(
             "name": data,
             "sha256": digest(rows),
             "trained_on": seen,
-            "images": {k: sum(r.label == v for r in rows) for k, v in CLASSES.items()},
-            "groups": {k: len({r.group for r in rows if r.label == v}) for k, v in CLASSES.items()},
+            "images": {name: len(own) for name, own in listed.items()},
+            "groups": {name: len({row.group for row in own}) for name, own in listed.items()},
+            "owners": len({row.owner for row in rows}),
         },
         "conditions": {
             name: {
                 "overall": overall(part),
-                "generator_mean": generator_mean(groups[name]),
+                "weakest": weakest(groups[name]),
+                "worst": worst(groups[name]),
                 "groups": groups[name],
             }
             for name, part in predictions.items()
@@ -95,17 +102,22 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"{checkpoint['precision']}, all else in {checkpoint['dtype']}, on {checkpoint['device']}, "
         f"{checkpoint['canvases']} canvases; `real` below {cuts['real_below']:.4f}, "
         f"`ai_generated` from {cuts['ai_above']:.4f} on.",
-        f"Data: {data['name']}; {data['images']['ai']} AI images of {data['groups']['ai']} groups, "
-        f"{data['images']['real']} photographs of {data['groups']['real']} groups; "
-        f"sha256 of the list `{data['sha256']}`.",
+        f"Data: {data['name']}; {', '.join(_counts(data))}; of {data['owners']} owners; sha256 of "
+        f"the list `{data['sha256']}`.",
         *([f"**{SEEN}**"] if data["trained_on"] else []),
         "## Overall",
-        "In percent, with 95 % intervals: bootstraps over whole generators and repositories of "
-        "photographs, but for `real called AI`, which has Wilson's. Acc is the mean of R.Acc and "
-        "F.Acc at the cut 0.5, ECE for as many AI images as photographs; columns with `called` are "
-        "shares of verdicts.",
+        "In percent, with 95 % intervals: bootstraps over whole owners; a class that is all of one "
+        "owner is drawn by image, and a share of none or of all has Wilson's, of as many trials as "
+        f"there are owners. {TITLES['made'].capitalize()} count under `art called AI` alone, `real`"
+        " are photographs. Acc is the mean of both classes' accuracies at the cut 0.5, ECE for as "
+        "many AI images as photographs, `uncertain` the mean of both classes' shares, `held back` "
+        "the share of photographs of low quality, which no score accuses; columns with `called` "
+        "are shares of verdicts.",
         markdown(*summary(report)),
         *_skipped(report),
+        "## By owner",
+        "The shares of verdicts again, each owner counting once.",
+        owner_table(_overall(report)),
         "## Verdicts",
         "Shares of each class's images, in percent.",
         verdict_table(_overall(report)),
@@ -116,14 +128,37 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             "Images whose verdict differs from that of their clean copy, in percent.",
             consistency_table(report["consistency"]),
         ]
-    parts += [
+    return "\n\n".join([*parts, *_groups(report["conditions"])]) + "\n"
+
+
+def _groups(conditions: Mapping[str, Any]) -> list[str]:
+    first, *_ = conditions
+    weak = conditions[first]["weakest"]
+    named = {name: condition["worst"] for name, condition in conditions.items()}
+    return [
         "## Groups",
-        "In percent, at the cut 0.5. A group of AI images alone is set against all photographs; "
-        "a group of photographs alone has R.Acc only. The mean is over groups with AI images.",
+        "Shares of verdicts, in percent, of the ten weakest groups of either side, each of ten "
+        f"images or more, {first} copies. `groups.csv` lists all groups under all conditions.",
+        "### AI images found least",
+        group_table(weak["ai"]),
+        "### Photographs accused most",
+        group_table(weak["real"]),
+        "### Sources with more than a tenth accused",
+        worst_table(named) if any(named.values()) else "None of twenty photographs or more.",
     ]
-    for name, condition in report["conditions"].items():
-        parts += [f"### {name}", group_table(condition["groups"])]
-    return "\n\n".join(parts) + "\n"
+
+
+def _class(row: Row) -> str:
+    return "ai" if row.label == AI else "made" if row.made else "real"
+
+
+def _counts(data: Mapping[str, Any]) -> list[str]:
+    """How many images of how many groups each class has that is there."""
+    return [
+        f"{images} {'AI images' if name == 'ai' else TITLES[name]} of {data['groups'][name]} groups"
+        for name, images in data["images"].items()
+        if images
+    ]
 
 
 def _overall(report: Mapping[str, Any]) -> dict[str, Any]:

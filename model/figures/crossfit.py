@@ -6,50 +6,41 @@ quoted.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.data.copies import PROMISED
 from model.data.manifest import Row
 from model.errors import ModelError
-from model.figures.metrics import both_classes
 from model.figures.predictions import Predictions
-from model.figures.tables import overall, verdicts_by_group
-from model.verdicts import Labels, Promise, Scores, VerdictRules, fit_rules
+from model.figures.tables import consistency, overall, verdicts_by_group, worst
+from model.verdicts import Logits, Promise, Quality, Reason, VerdictRules, fit_rules
 
 
-@dataclass(frozen=True, slots=True)
-class Logits:
-    """Logits under one condition, of images that the network was not trained on.
+def rules_of(
+    conditions: Mapping[str, Logits],
+    fitted_on: str,
+    promise: Promise,
+    *,
+    reduced: Logits | None = None,
+) -> VerdictRules:
+    """The rules chosen on all images of the promised conditions; see `verdicts.fit_rules`.
 
-    Attributes:
-        row: int64 [n], index of each image in the list.
-        labels: int64 [n], 1 = AI.
-        first: float64 [n], after the first look alone.
-        all: float64 [n], of all canvases.
-        skipped: images left out, counted by the `code` of their `ImageError`.
-    """
-
-    row: NDArray[np.int64]
-    labels: Labels
-    first: Scores
-    all: Scores
-    skipped: dict[str, int] = field(default_factory=dict)
-
-
-def rules_of(conditions: Mapping[str, Logits], fitted_on: str, promise: Promise) -> VerdictRules:
-    """The rules chosen on all images; see `verdicts.fit_rules`.
+    Args:
+        conditions: the logits by name, `clean` among them; those not in `PROMISED` choose nothing.
+        fitted_on: see `fit_rules`.
+        promise: of the rules.
+        reduced: see `fit_rules`.
 
     Raises:
-        ModelError: a class is absent, or the logits are no better than chance.
+        ModelError: no photographs or no AI images, or the logits are no better than chance.
     """
-    for name, part in conditions.items():
-        if not both_classes(part.labels):
-            raise ModelError(f"{name}: images of one class alone could be scored")
-    logits = {name: (part.labels, part.first, part.all) for name, part in conditions.items()}
-    return fit_rules(logits, fitted_on, promise)
+    chosen = promised(conditions)
+    for name, part in chosen.items():
+        if not _both_classes(part):
+            raise ModelError(f"{name}: no photographs or no AI images could be scored")
+    return fit_rules(chosen, fitted_on, promise, reduced=reduced)
 
 
 def cross_fit(
@@ -60,7 +51,7 @@ def cross_fit(
     Args:
         rows: the list.
         fold: of each row.
-        conditions: the logits, by name.
+        conditions: see `rules_of`; all of them are judged.
         promise: of the rules.
 
     Raises:
@@ -69,20 +60,23 @@ def cross_fit(
     folds = {name: np.asarray(fold)[part.row] for name, part in conditions.items()}
     scores = {name: np.empty(len(part.all)) for name, part in conditions.items()}
     verdicts = {name: np.empty(len(part.all), dtype=object) for name, part in conditions.items()}
+    low = {name: np.empty(len(part.all), dtype=bool) for name, part in conditions.items()}
     for held in np.unique(np.concatenate(list(folds.values()))):
-        others = {name: _where(part, folds[name] != held) for name, part in conditions.items()}
-        if not all(both_classes(part.labels) for part in others.values()):
+        others = {n: part.where(folds[n] != held) for n, part in promised(conditions).items()}
+        if not all(_both_classes(part) for part in others.values()):
             raise ModelError(
-                f"outside of fold {held} there are images of one class alone: nothing to choose "
-                "its rules on"
+                f"outside of fold {held} there are no photographs or no AI images: nothing to "
+                "choose its rules on"
             )
         rules = rules_of(others, "the other folds", promise)
         for name, part in conditions.items():
             inside = np.flatnonzero(folds[name] == held)
             scores[name][inside] = rules.calibrations.all.scores(part.all[inside])
             for index in inside:
+                reasons = rules.reasons(Quality(*part.quality[index].tolist()))
                 score = float(scores[name][index])
-                verdicts[name][index] = rules.verdict(score, glance=False)
+                verdicts[name][index] = rules.verdict(score, glance=False, reasons=reasons)
+                low[name][index] = Reason.LOW_QUALITY in reasons
     return {
         name: Predictions(
             rows=[rows[index] for index in part.row],
@@ -90,6 +84,7 @@ def cross_fit(
             logits=part.all,
             scores=scores[name],
             verdicts=list(verdicts[name]),
+            low_quality=low[name],
             skipped=part.skipped,
         )
         for name, part in conditions.items()
@@ -99,19 +94,31 @@ def cross_fit(
 def cross_fitted_figures(
     rows: Sequence[Row], fold: Sequence[int], conditions: Mapping[str, Logits], promise: Promise
 ) -> dict[str, dict[str, Any]]:
-    """What is quoted of `cross_fit`: by condition, `tables.overall`, and `groups` with verdicts.
+    """What is quoted of `cross_fit`: by condition, `tables.overall`, `worst` and `consistency`.
 
-    AUC and its like are of the logits: the scores are of a calibration a fold.
+    AUC and its like are of the logits: the scores are of a calibration a fold. `groups` with their
+    verdicts are those of clean copies: a checkpoint that keeps them is to stay small.
 
     Raises:
         ModelError: as `cross_fit`.
     """
+    figures = {}
     fitted = cross_fit(rows, fold, conditions, promise)
-    return {
-        name: {**overall(part, ranks=part.logits), "groups": verdicts_by_group(part)}
-        for name, part in fitted.items()
-    }
+    for name, part in fitted.items():
+        groups = verdicts_by_group(part)
+        figures[name] = {**overall(part, ranks=part.logits), "worst": worst(groups)}
+        if name == "clean":
+            figures[name]["groups"] = groups
+        else:
+            figures[name]["consistency"] = consistency(fitted["clean"], part)
+    return figures
 
 
-def _where(part: Logits, mask: NDArray[np.bool_]) -> Logits:
-    return Logits(part.row[mask], part.labels[mask], part.first[mask], part.all[mask])
+def promised(conditions: Mapping[str, Logits]) -> dict[str, Logits]:
+    """Those by which rules are chosen (`copies.PROMISED`)."""
+    return {name: conditions[name] for name in PROMISED if name in conditions}
+
+
+def _both_classes(part: Logits) -> bool:
+    """Whether there are photographs and AI images."""
+    return bool(part.photographs.any() and part.labels.any())

@@ -5,8 +5,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.manifest import Row
+from model.data.manifest import AI, REAL, Row
 from model.verdicts import Labels, Scores, Verdict
+
+
+def classes(labels: Labels, made: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
+    """The images of each class that figures tell apart, by its name in reports.
+
+    Args:
+        labels: int64 [n], 1 = AI.
+        made: bool [n], see `Row.made`.
+
+    Returns:
+        Masks, bool [n] each: of `real`, which are photographs, `made` and `ai`.
+    """
+    return {"real": (labels == REAL) & ~made, "made": made, "ai": labels == AI}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +32,7 @@ class Predictions:
         logits: float64 [n], before calibration.
         scores: float64 [n], calibrated.
         verdicts: n of them.
+        low_quality: bool [n], accused by no score (`Reason.LOW_QUALITY`).
         skipped: images left out, counted by the `code` of their `ImageError`.
     """
 
@@ -27,14 +41,20 @@ class Predictions:
     logits: Scores
     scores: Scores
     verdicts: list[Verdict]
+    low_quality: NDArray[np.bool_]
     skipped: dict[str, int]
 
     @property
-    def groups(self) -> NDArray[np.str_]:
-        """Str [n], the group of each image."""
-        return np.array([row.group for row in self.rows], dtype=np.str_)
+    def made(self) -> NDArray[np.bool_]:
+        """Bool [n], see `Row.made`."""
+        return np.array([row.made for row in self.rows], dtype=np.bool_)
 
     @property
-    def units(self) -> list[str]:
-        """What each image is of, for intervals (`Row.unit`)."""
-        return [row.unit for row in self.rows]
+    def classes(self) -> dict[str, NDArray[np.bool_]]:
+        """Bool [n] each, see `classes`."""
+        return classes(self.labels, self.made)
+
+    @property
+    def owners(self) -> list[str]:
+        """Whose each image is: what intervals keep whole."""
+        return [row.owner for row in self.rows]

@@ -1,28 +1,32 @@
 """What is quoted of predictions, and the tables that show it.
 
 The figures are plain dicts with stable keys: shares between 0 and 1, None where a figure does not
-exist (one class alone has no AUC). `NAME_95` is the 95 % interval of `NAME`. Tables are in percent.
+exist (one class alone has no AUC). `NAME_95` is the 95 % interval of `NAME`, `NAME_by_owner` its
+mean over owners. Classes are `real`, of photographs, `made` and `ai`. Tables are in percent.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.manifest import CLASSES, REAL
-from model.figures.metrics import FIGURES, called, number, quote
-from model.figures.predictions import Predictions
+from model.data.manifest import AI
+from model.figures.metrics import FIGURES, REPEATS, number, quote
+from model.figures.predictions import Predictions, classes
 from model.verdicts import Labels, Scores, Verdict
 
-_OVERALL = tuple(metric for metric in FIGURES if metric.overall)
-_GROUPS = tuple(metric for metric in FIGURES if metric.groups)
+Key = TypeVar("Key", str, tuple[str, str, str])
+
+TITLES = {"real": "photographs", "made": "art, renders and screens", "ai": "AI"}
+_WEAKEST, _FEWEST = 10, 10  # so many groups are named, of so many images or more
+_ACCUSED, _ACCUSED_OF = 0.1, 20  # a source is named that has more accused, of so many or more
 _CHANGES = ("changed", "real<->ai_generated", "to or from uncertain")
 
 
 def overall(
-    part: Predictions, *, ranks: Scores | None = None, repeats: int = 1000
+    part: Predictions, *, ranks: Scores | None = None, repeats: int = REPEATS
 ) -> dict[str, Any]:
     """Figures over all images of one condition, with their intervals.
 
@@ -37,65 +41,80 @@ def overall(
         "order": part.scores if ranks is None else ranks,
         "scores": part.scores,
         "verdicts": verdicts,
+        "low_quality": part.low_quality,
     }
+    quoted = quote(
+        FIGURES, part.labels, values, made=part.made, owners=part.owners, repeats=repeats
+    )
     return {
-        "images": count_images(part.labels),
+        "images": count_images(part.labels, part.made),
         "skipped": part.skipped,
-        **quote(FIGURES, part.labels, values, units=part.units, repeats=repeats),
-        "verdicts": {
-            name: _verdict_shares(part.labels, verdicts, label) for name, label in CLASSES.items()
-        },
+        **quoted,
+        "verdicts": {name: _shares(verdicts[own]) for name, own in part.classes.items()},
     }
-
-
-def per_group(part: Predictions) -> dict[str, dict[str, Any]]:
-    """The figures of each group, as the paper's tables have them.
-
-    A group with both classes is judged on its own images; a group of AI images alone against all
-    photographs of the set; of a group of photographs alone there is R.Acc only.
-    """
-    groups, labels, scores = part.groups, part.labels, part.scores
-    figures = {}
-    for name in sorted(set(groups.tolist())):
-        own = groups == name
-        images = count_images(labels[own])
-        used = own if images["real"] else own | (labels == REAL)
-        values = {metric.key: metric.measure(labels[used], scores[used]) for metric in _GROUPS}
-        figures[name] = {
-            "images": images,
-            "median_score": number(float(np.median(scores[own]))),
-            **{key: number(value) for key, value in values.items() if np.isfinite(value)},
-        }
-    return figures
 
 
 def verdicts_by_group(part: Predictions) -> dict[str, dict[str, dict[str, Any]]]:
-    """Of each class, by generator or source of photographs: `images`, and shares of verdicts."""
-    groups, verdicts = part.groups, np.array(part.verdicts)
+    """Of each class, by generator or source: `images`, and shares of verdicts."""
+    verdicts = np.array(part.verdicts)
+    groups = np.array([row.group for row in part.rows])
     return {
         of: {
-            name: {
-                "images": int((part.labels[groups == name] == label).sum()),
-                **_verdict_shares(part.labels[groups == name], verdicts[groups == name], label),
-            }
-            for name in sorted(set(groups[part.labels == label].tolist()))
+            name: {"images": len(inside), **_shares(verdicts[own][inside])}
+            for name, inside in _members(groups[own].tolist()).items()
         }
-        for of, label in CLASSES.items()
+        for of, own in part.classes.items()
     }
 
 
-def generator_mean(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """The mean over the groups that hold AI images, each counting once.
+def group_rows(part: Predictions) -> list[dict[str, Any]]:
+    """Every group, its labels and kinds apart, each a row of a spreadsheet by column."""
+    keys = [(row.group, "ai" if row.label == AI else "real", row.kind) for row in part.rows]
+    verdicts = np.array(part.verdicts)
+    return [
+        {
+            "group": group,
+            "label": label,
+            "kind": kind,
+            "images": len(inside),
+            **_shares(verdicts[inside]),
+            "mean_score": number(float(part.scores[inside].mean())),
+        }
+        for (group, label, kind), inside in _members(keys).items()
+    ]
+
+
+def weakest(
+    groups: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """The generators that are found least, and the sources of photographs that are accused most.
 
     Args:
-        groups: what `per_group` returned.
+        groups: what `verdicts_by_group` returned.
+
+    Returns:
+        Of `ai` and `real`, ten groups of at least ten images, the weakest first.
     """
-    ai = [figures for figures in groups.values() if figures["images"]["ai"]]
-    mean = {}
-    for metric in _GROUPS:
-        values = [figures[metric.key] for figures in ai if metric.key in figures]
-        mean[metric.key] = number(float(np.mean(values))) if values else None
-    return mean
+    chosen = {}
+    for of, sign in (("ai", 1), ("real", -1)):
+        large = [name for name, own in groups[of].items() if own["images"] >= _FEWEST]
+        large.sort(key=lambda name: sign * groups[of][name]["ai_generated"])
+        chosen[of] = {name: groups[of][name] for name in large[:_WEAKEST]}
+    return chosen
+
+
+def worst(groups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Sources of at least twenty photographs of which more than a tenth is accused, worst first.
+
+    Args:
+        groups: what `verdicts_by_group` returned.
+    """
+    named = [
+        {"group": name, "images": own["images"], "accused": own["ai_generated"]}
+        for name, own in groups["real"].items()
+        if own["images"] >= _ACCUSED_OF and own["ai_generated"] > _ACCUSED
+    ]
+    return sorted(named, key=lambda source: -source["accused"])
 
 
 def consistency(clean: Predictions, other: Predictions) -> dict[str, Any]:
@@ -116,15 +135,25 @@ def consistency(clean: Predictions, other: Predictions) -> dict[str, Any]:
     }
 
 
-def count_images(labels: Labels) -> dict[str, int]:
-    """How many images each class has, by its name; labels are int64 [n]."""
-    return {name: int((labels == label).sum()) for name, label in CLASSES.items()}
+def count_images(labels: Labels, made: NDArray[np.bool_]) -> dict[str, int]:
+    """How many images each class has, by its name; see `predictions.classes`."""
+    return {name: int(own.sum()) for name, own in classes(labels, made).items()}
 
 
-def _verdict_shares(
-    labels: Labels, verdicts: NDArray[np.str_], label: int
-) -> dict[str, float | None]:
-    return {verdict.value: number(called(labels, verdicts, label, verdict)) for verdict in Verdict}
+def _members(keys: Iterable[Key]) -> dict[Key, list[int]]:
+    """The places of each key, the keys sorted."""
+    places: defaultdict[Key, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        places[key].append(place)
+    return dict(sorted(places.items()))
+
+
+def _shares(verdicts: NDArray[np.str_]) -> dict[str, float | None]:
+    """Of each verdict, by its name; None without images."""
+    return {
+        verdict.value: number(float((verdicts == verdict).mean())) if len(verdicts) else None
+        for verdict in Verdict
+    }
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -136,27 +165,28 @@ def overall_table(conditions: Mapping[str, Mapping[str, Any]]) -> tuple[list[str
     Args:
         conditions: what `overall` returned, by condition.
     """
-    header = ["condition", "images", *(metric.title for metric in _OVERALL)]
+    shown = [(metric.title, metric.key) for metric in FIGURES]
     cells = [
-        [
-            name,
-            str(sum(figures["images"].values())),
-            *(percent(figures[m.key], figures[f"{m.key}_95"]) for m in _OVERALL),
-        ]
+        [name, str(sum(figures["images"].values())), *(_quoted(figures, key) for _, key in shown)]
         for name, figures in conditions.items()
     ]
-    return header, cells
+    return ["condition", "images", *(title for title, _ in shown)], cells
+
+
+def owner_table(conditions: Mapping[str, Mapping[str, Any]]) -> str:
+    """Shares of verdicts as means over owners, Markdown; see `overall_table`."""
+    shown = [(metric.title, metric.by_owner) for metric in FIGURES if metric.by_owner]
+    cells = [
+        [name, *(_quoted(figures, key) for _, key in shown)] for name, figures in conditions.items()
+    ]
+    return markdown(["condition", *(title for title, _ in shown)], cells)
 
 
 def verdict_table(conditions: Mapping[str, Mapping[str, Any]]) -> str:
     """Each class's shares of the verdicts, Markdown; see `overall_table`."""
-    columns = [
-        (key, title, verdict.value)
-        for key, title in (("real", "photographs"), ("ai", "AI"))
-        for verdict in Verdict
-    ]
+    columns = [(of, title, verdict.value) for of, title in TITLES.items() for verdict in Verdict]
     cells = [
-        [name, *(percent(figures["verdicts"][key][verdict]) for key, _, verdict in columns)]
+        [name, *(percent(figures["verdicts"][of][verdict]) for of, _, verdict in columns)]
         for name, figures in conditions.items()
     ]
     return markdown(["condition", *(f"{title}: {verdict}" for _, title, verdict in columns)], cells)
@@ -172,18 +202,26 @@ def consistency_table(conditions: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def group_table(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    """What `per_group` returned, and its `generator_mean`, as Markdown."""
+    """One class's groups, as `verdicts_by_group` and `weakest` have them, as Markdown."""
     cells = [
-        [
-            name,
-            *(str(figures["images"][key]) for key in CLASSES),
-            *(percent(figures.get(metric.key)) for metric in _GROUPS),
-        ]
-        for name, figures in groups.items()
+        [name, str(own["images"]), *(percent(own[verdict]) for verdict in Verdict)]
+        for name, own in groups.items()
     ]
-    mean = generator_mean(groups)
-    cells.append(["**mean**", "", "", *(percent(mean[metric.key]) for metric in _GROUPS)])
-    return markdown(["group", "real", "AI", *(metric.title for metric in _GROUPS)], cells)
+    return markdown(["group", "images", *(verdict.value for verdict in Verdict)], cells)
+
+
+def worst_table(conditions: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """What `worst` returned, by condition, as Markdown."""
+    cells = [
+        [name, source["group"], str(source["images"]), percent(source["accused"])]
+        for name, sources in conditions.items()
+        for source in sources
+    ]
+    return markdown(["condition", "source", "photographs", "called AI"], cells)
+
+
+def _quoted(figures: Mapping[str, Any], key: str) -> str:
+    return percent(figures[key], figures[f"{key}_95"])
 
 
 def markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from model.checkpoint import Checkpoint
+from model.data.copies import Copy
 from model.data.manifest import Row
 from model.errors import ModelError
 from model.hardware import Runtime
@@ -14,9 +15,10 @@ from model.tower.adapters import Deltas, merge_lora
 from model.tower.sources import Backbone, load_backbone, tensor_digest
 from model.tower.tokens import TowerSpec
 from model.training import lora
-from model.training.distil import DistilOptions, distil
+from model.training.distil import distil
 from model.training.features import Features, tower_features
 from model.training.options import TrainOptions
+from model.training.trainee import TensorSource
 
 
 def adopt(tower: Backbone, adapted: Checkpoint, options: TrainOptions) -> Backbone:
@@ -38,8 +40,7 @@ def adopt(tower: Backbone, adapted: Checkpoint, options: TrainOptions) -> Backbo
             f"the adapted tower is {theirs.backbone}, pooled after block {theirs.pooled_after};"
             f" the network's is {ours.backbone}, pooled after {ours.pooled_after}"
         )
-    merge_lora(tower.visual, adapted.deltas)
-    return replace(tower, sha256=tensor_digest(tower.visual.state_dict()))
+    return _merged(tower, adapted.deltas)
 
 
 def frozen_features(
@@ -50,11 +51,11 @@ def frozen_features(
     cache: Path,
     runtime: Runtime,
 ) -> Features:
-    """What of the tower needs no gradient, by how it is trained.
+    """What of the tower needs no gradient: its tokens, and where it learns, what adapters read.
 
     Args:
         rows: the images.
-        tower: the whole one; a copy of it runs.
+        tower: a copy of it runs.
         spec: what is read of it.
         options: what is trained.
         cache: see `tower_features`.
@@ -63,9 +64,6 @@ def frozen_features(
     Raises:
         ModelError: as `tower_features`.
     """
-    frozen = options.frozen if options.lora is not None else None
-    if options.distil is not None:  # the whole tower's tokens are what the pooled one learns
-        frozen, spec = spec.pooled_after, replace(spec, pooled_after=0)
     return tower_features(
         rows,
         tower,
@@ -75,52 +73,72 @@ def frozen_features(
         cache,
         spec=spec,
         runtime=runtime,
-        frozen=frozen,
-        pool_frozen=options.distil is not None,
+        frozen=options.frozen if options.lora is not None else None,
     )
 
 
 def distilled(
+    rows: Sequence[Row],
     tower: Backbone,
-    features: Features,
     spec: TowerSpec,
-    options: DistilOptions,
+    options: TrainOptions,
+    cache: Path,
     runtime: Runtime,
     *,
     accelerator: Accelerator,
     run: Path | None,
-) -> Deltas:
-    """Adapt the blocks above the pooled tokens; tower and features become the adapted ones.
+) -> tuple[Backbone, Deltas]:
+    """Adapt the blocks above the pooled tokens to what the whole tower gives for the same canvases.
 
     Args:
+        rows: the images, of which some are drawn (`DistilOptions.images`).
         tower: changed in place.
-        features: by `frozen_features`; their tokens are changed in place.
         spec: what is read of the tower.
         options: see `DistilOptions`.
-        runtime: where and how the adapted blocks run.
+        cache: see `tower_features`.
+        runtime: where and how the tower and its adapted blocks run.
         accelerator: device and processes.
         run: folder of the resumable state, in a folder `distil` of its own.
 
     Returns:
-        What was added to the tower.
+        The adapted tower, with a digest of its own, and what was added to it.
 
     Raises:
-        ModelError: as `distil`.
+        ModelError: as `tower_features` or `distil`.
     """
+    assert options.distil is not None  # noqa: S101  (narrows the type)
+    # One process computes, the others read what it wrote.
+    with accelerator.main_process_first():
+        features = tower_features(
+            rows[:: max(1, len(rows) // options.distil.images)],
+            tower,
+            options.views,
+            (Copy.ANY,),
+            options.augmentation,
+            cache,
+            spec=replace(spec, pooled_after=0),
+            runtime=runtime,
+            frozen=spec.pooled_after,
+            pool_frozen=True,
+        )
     assert features.hidden is not None  # noqa: S101  (narrows the type)
     visual = load_backbone(tower.name, depth=spec.depth).visual.to(runtime.dtype)
     above = tuple(block for block in spec.reads if block > spec.pooled_after)
-    places = [block - 1 for block in above]
-    features.tokens[:, places] = distil(
+    distil(
         visual,
-        features.hidden,
-        features.tokens[:, places],
+        TensorSource(features.hidden, features.place),
+        features.tokens[:, [block - 1 for block in above]],
         replace(spec, reads=above),
-        options,
+        options.distil,
         accelerator=accelerator,
         run=run / "distil" if run else None,
     )
     deltas = lora.deltas(visual.cpu())
-    merge_lora(tower.visual, deltas)
     accelerator.free_memory()
-    return deltas
+    return _merged(tower, deltas), deltas
+
+
+def _merged(tower: Backbone, deltas: Deltas) -> Backbone:
+    """In place, with a digest of its own."""
+    merge_lora(tower.visual, deltas)
+    return replace(tower, sha256=tensor_digest(tower.visual.state_dict()))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from open_clip.transformer import VisionTransformer
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from model.errors import ModelError
@@ -20,8 +20,6 @@ from model.training.lora import LoraOptions
 from model.training.trainee import TensorSource, tower_arithmetic
 from model.training.trainer import FitOptions, fit
 
-_BATCH = 256
-
 
 class DistilOptions(BaseModel):
     """How the blocks above the pooled tokens are adapted."""
@@ -29,8 +27,11 @@ class DistilOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lora: LoraOptions
+    images: int = Field(
+        4096, ge=1, description="at least how many, spread evenly, one canvas is drawn of"
+    )
     fit: FitOptions = FitOptions(
-        steps=600, batch_size=96, lora_learning_rate=1e-3, weight_decay=0.0
+        steps=400, batch_size=64, lora_learning_rate=1e-3, weight_decay=0.0
     )
 
 
@@ -58,29 +59,27 @@ class Student(nn.Module):
 
 def distil(
     visual: VisionTransformer,
-    hidden: Tensor,
+    hidden: TensorSource,
     tokens: Tensor,
     spec: TowerSpec,
     options: DistilOptions,
     *,
     accelerator: Accelerator,
     run: Path | None = None,
-) -> Tensor:
+) -> None:
     """Fit adapters on the blocks above the pooled tokens, in place.
 
     The loss is the mean squared difference of the tokens, in deviations of each of their values.
 
     Args:
         visual: the tower; adapters stay attached (`lora.deltas`).
-        hidden: float16 [n, L, width], pooled, as block `pooled_after + 1` reads them.
+        hidden: of n canvases, float16 [L, width] each, pooled, as block `pooled_after + 1` reads
+            them.
         tokens: float16 [n, len(reads), width], the whole tower's.
         spec: what is read, all of it above `pooled_after`.
         options: see `DistilOptions`.
         accelerator: device and processes.
         run: folder of the resumable state.
-
-    Returns:
-        The adapted tower's tokens for all of `hidden`: float16, of the shape of `tokens`.
 
     Raises:
         ModelError: as `lora.attach`, or as `fit`.
@@ -98,7 +97,7 @@ def distil(
 
     fit(
         student,
-        TensorSource(hidden, torch.arange(len(hidden))),
+        hidden,
         tokens,
         torch.ones(len(hidden), dtype=torch.float64),
         options.fit,
@@ -108,6 +107,3 @@ def distil(
         save_every=50,
         progress="distil",
     )
-    student.to(device)
-    with torch.inference_mode():
-        return torch.cat([student(p.to(device)).half().cpu() for p in torch.split(hidden, _BATCH)])

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,10 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from model.checkpoint import Checkpoint
-from model.data.copies import DEGRADED, JUDGED, CanvasSource, usable
+from model.data.copies import SCORED, CanvasSource, Copy, usable
 from model.data.manifest import Row, folds
 from model.errors import ModelError
-from model.figures.crossfit import Logits
 from model.figures.metrics import auc
 from model.hardware import Runtime
 from model.network import NSNet
@@ -24,9 +24,16 @@ from model.training.adapted import adopt, distilled, frozen_features
 from model.training.features import Features
 from model.training.options import TrainOptions
 from model.training.sampling import sample_weights
-from model.training.scoring import joined, logits_by_image, logits_of_images, logits_of_samples
+from model.training.scoring import (
+    Scored,
+    joined,
+    logits_by_image,
+    logits_of_images,
+    logits_of_samples,
+)
 from model.training.trainee import Source, TensorSource, Trainee, standardise
 from model.training.trainer import fit
+from model.verdicts import Logits
 
 log = logging.getLogger(__name__)
 
@@ -97,20 +104,21 @@ class Experiment:
         if options.live:
             self._usable = usable(rows, options.views)
         else:
+            if options.distil is not None:
+                self._tower, self.deltas = distilled(
+                    rows,
+                    self._tower,
+                    network.spec,
+                    options,
+                    cache,
+                    runtime,
+                    accelerator=accelerator,
+                    run=run,
+                )
             # One process computes, the others read what it wrote.
             with accelerator.main_process_first():
                 self.features = frozen_features(
                     rows, self._tower, network.spec, options, cache, runtime
-                )
-            if options.distil is not None:
-                self.deltas = distilled(
-                    self._tower,
-                    self.features,
-                    network.spec,
-                    options.distil,
-                    runtime,
-                    accelerator=accelerator,
-                    run=run,
                 )
             self._usable = torch.zeros(len(rows), dtype=torch.bool)
             self._usable[self.features.row] = True
@@ -182,7 +190,7 @@ class Experiment:
         if self.features is not None:
             assert self.features.hidden is not None  # noqa: S101  (narrows the type)
             members, labels, weights = self._cached(included)
-            source: Source = TensorSource(self.features.hidden, members)
+            source: Source = TensorSource(self.features.hidden, self.features.place[members])
             trainee = Trainee(network, options.dropout, "hidden", self.options.frozen)
         else:
             members = included.nonzero().squeeze(1)
@@ -209,15 +217,18 @@ class Experiment:
         assert self.features is not None  # noqa: S101  (narrows the type)
         members = included[self.features.row].nonzero().squeeze(1)
         rows, kinds = self.features.row[members], self.features.kind[members]
-        shares = torch.tensor(self.options.shares, dtype=torch.float64)
+        clean, equalised, degraded = self.options.shares
+        shares = torch.zeros(len(Copy), dtype=torch.float64)
+        shares[[Copy.CLEAN, Copy.CORNER]] = clean / 2
+        shares[Copy.EQUALISED], shares[Copy.DEGRADED] = equalised, degraded
         weights = sample_weights(self.rows, rows)
-        weights = weights * (shares / kinds.bincount(minlength=3).clamp_min(1))[kinds]
+        weights = weights * (shares / kinds.bincount(minlength=len(Copy)).clamp_min(1))[kinds]
         return members, self.labels[rows], weights / weights.sum()
 
     def _fresh(self, members: Tensor) -> CanvasSource:
         """Copies drawn anew, of the kinds that are made, by their shares."""
         options = self.options
-        shares = [s * (kind in options.kinds) for kind, s in enumerate(options.shares)]
+        shares = [s * (Copy(kind) in options.kinds) for kind, s in enumerate(options.shares)]
         rows = [self.rows[index] for index in members.tolist()]
         return CanvasSource(rows, options.views, shares, options.augmentation)
 
@@ -235,58 +246,55 @@ class Experiment:
         standardise(trainee.network.head, torch.cat(parts).cpu())
 
     def score(self, network: NSNet, included: Tensor) -> dict[str, Logits]:
-        """Logits of the `JUDGED` copies of the rows of the mask `included`, bool [rows]."""
+        """Logits of the `SCORED` copies of the rows of the mask `included`, bool [rows]."""
         if self.features is None:
-            row, kind, logits = self._score_live(network, included)
+            scored = self._score_live(network, included)
         else:
-            row, kind, logits = self._score_cached(network, self.features, included)
+            scored = self._score_cached(network, self.features, included)
         skipped = int((included & ~self._usable).sum())
         return {
             name: logits_by_image(
-                row[kind == k],
-                logits[kind == k],
-                self.labels,
-                self.options.views,
-                canvases=self.canvases,
-                skipped=skipped,
+                part, self.rows, self.options.views, canvases=self.canvases, skipped=skipped
             )
-            for name, k in JUDGED.items()
+            for name, kind in SCORED.items()
+            if len((part := scored.of(kind)).row)
         }
 
-    def _score_cached(
-        self, network: NSNet, features: Features, included: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, kind and logit of each canvas."""
-        members = (included[features.row] & (features.kind != DEGRADED)).nonzero().squeeze(1)
+    def _score_cached(self, network: NSNet, features: Features, included: Tensor) -> Scored:
+        scored = torch.isin(features.kind, torch.tensor([int(kind) for kind in SCORED.values()]))
+        members = (included[features.row] & scored).nonzero().squeeze(1)
         if self.options.lora is None:
-            trainee, samples, batch = Trainee(network, 0.0, "features"), self._x, 1024
+            trainee = Trainee(network, 0.0, "features")
+            samples, places, batch = self._x, members, 1024
         else:
             assert features.hidden is not None  # noqa: S101  (narrows the type)
             trainee = Trainee(network, 0.0, "hidden", self.options.frozen)
-            samples, batch = features.hidden, _BATCH
-        logits = logits_of_samples(trainee, samples, members, batch, self._accelerator.device)
-        return features.row[members], features.kind[members], logits
+            samples, places, batch = features.hidden, features.place[members], _BATCH
+        logits = logits_of_samples(trainee, samples, places, batch, self._accelerator.device)
+        return Scored(
+            features.row[members], features.kind[members], features.quality[members], logits
+        )
 
-    def _score_live(self, network: NSNet, included: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _score_live(self, network: NSNet, included: Tensor) -> Scored:
         """`_score_cached`, through the whole tower."""
         members = (included & self._usable).nonzero().squeeze(1)
-        place, kind, logits = logits_of_images(
+        scored = logits_of_images(
             Trainee(network, 0.0, "canvases"),
             [self.rows[index] for index in members.tolist()],
             self.options.views,
             self.options.augmentation,
             self._accelerator.device,
         )
-        return members[place], kind, logits
+        return replace(scored, row=members[scored.row])
 
     def held_out(self, run: Path | None = None) -> dict[str, Logits]:
-        """Train once per fold without its groups, and score them.
+        """Train once per fold without its owners, and score their images' `SCORED` copies.
 
         Args:
             run: folder of the folds' resumable states.
 
         Raises:
-            ModelError: too few groups for the folds, or as `fit`.
+            ModelError: too few owners for the folds, or as `fit`.
         """
         count = self.options.folds
         measured = range(self.options.measured)
@@ -295,12 +303,21 @@ class Experiment:
                 if not self.labels[part & self._usable].bincount(minlength=2).all():
                     raise ModelError(
                         f"{count} folds need both classes inside and outside of each: at least "
-                        f"{count} groups of each class, or fewer folds"
+                        f"{count} owners of each class, or fewer folds"
                     )
         scored: list[dict[str, Logits]] = []
         for index in measured:
             network = self.fit(self.fold != index, run / f"fold-{index}" if run else None)
             scored.append(self.score(network, self.fold == index))
-            shown = [f"{auc(part.labels, part.all):.3f} {n}" for n, part in scored[-1].items()]
+            shown = [f"{_auc(part):.3f} {name}" for name, part in scored[-1].items()]
             log.info("fold %d of %d: AUC %s", index + 1, count, ", ".join(shown))
-        return {name: joined([of[name] for of in scored]) for name in JUDGED}
+        return {
+            name: joined([of[name] for of in scored if name in of])
+            for name in SCORED
+            if any(name in of for of in scored)
+        }
+
+
+def _auc(part: Logits) -> float:
+    """Of AI images against photographs."""
+    return auc(part.labels[~part.made], part.all[~part.made])

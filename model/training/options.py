@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model.data.copies import CLEAN, DEGRADED, EQUALISED
+from model.data.copies import DEGRADED, JUDGED, Copy
 from model.data.degrade import Augmentation
 from model.errors import ModelError
 from model.network import NSNetConfig
@@ -42,20 +42,33 @@ class TrainOptions(BaseModel):
         description="draw every copy anew through the whole tower, instead of caching what the "
         "frozen blocks gave for a fixed number of copies: for a GPU",
     )
-    degraded: int = Field(3, ge=0, description="degraded copies per image")
+    degraded: int = Field(1, ge=0, description="degraded copies per image")
     augmentation: Augmentation = Augmentation()
     shares: tuple[float, float, float] = Field(
-        (2.0, 2.0, 3.0), description="how often clean, equalised and degraded copies are drawn"
+        (2.0, 2.0, 3.0),
+        description="how often clean copies, half of them without their corner, equalised and "
+        "degraded ones are drawn",
     )
-    folds: int = Field(6, ge=2, description="group folds for calibration and held-out figures")
+    folds: int = Field(
+        5, ge=2, description="folds of whole owners, for calibration and held-out figures"
+    )
     measured_folds: int | None = Field(
         None, ge=1, description="folds that are trained without; None: all, else the first ones"
     )
     accused: float = Field(
-        0.01, gt=0, lt=1, description="share of held-out photographs that may be accused"
+        0.007, gt=0, lt=1, description="share of held-out photographs that may be accused"
+    )
+    accused_made: float = Field(
+        0.03, gt=0, lt=1, description="likewise of pictures made without a camera"
     )
     missed: float = Field(
         0.05, gt=0, lt=1, description="share of held-out AI images that may be called real"
+    )
+    held_back: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="share of photographs, by each measurement of quality, that are never accused",
     )
     margins: Margins = Field(
         Margins(clearing=0.25, accusing=0.75),
@@ -91,7 +104,13 @@ class TrainOptions(BaseModel):
     @property
     def promise(self) -> Promise:
         """What the checkpoint's rules are to hold to."""
-        return Promise(self.accused, self.missed, self.margins)
+        return Promise(
+            accused=self.accused,
+            accused_made=self.accused_made,
+            missed=self.missed,
+            held_back=self.held_back,
+            margins=self.margins,
+        )
 
     @property
     def frozen(self) -> int:
@@ -104,9 +123,9 @@ class TrainOptions(BaseModel):
         return min(self.measured_folds or self.folds, self.folds)
 
     @property
-    def kinds(self) -> tuple[int, ...]:
-        """The copies of an image, each CLEAN, EQUALISED or DEGRADED."""
-        return (CLEAN, EQUALISED, *[DEGRADED] * self.degraded)
+    def kinds(self) -> tuple[Copy, ...]:
+        """The copies of an image, those to train on and those to be judged by."""
+        return (*JUDGED.values(), *[DEGRADED] * self.degraded, Copy.REDUCED)
 
 
 # Middle blocks carry the artefacts, native windows stay in the frozen tower's domain, the whole

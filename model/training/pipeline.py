@@ -11,12 +11,13 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from model.checkpoint import Checkpoint, Metadata, Projector, Training, save_checkpoint
-from model.data.copies import CLEAN, JUDGED, canvases_ahead
+from model.data.copies import CLEAN, PROMISED, canvases_ahead
 from model.data.degrade import Augmentation
 from model.data.manifest import CLASSES, Row, digest
 from model.engines.ranges import activation_ranges
 from model.errors import ModelError
 from model.figures.crossfit import rules_of
+from model.figures.cuts import cuts
 from model.hardware import Runtime
 from model.nullspace import StoredProjector
 from model.tower.adapters import Deltas, merge_lora
@@ -25,7 +26,7 @@ from model.training import lora
 from model.training.experiment import Experiment
 from model.training.heldout import held_out_figures
 from model.training.options import TrainOptions
-from model.training.record import claim, revision, write_json
+from model.training.record import claim, revision, write_json, write_left_out
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +101,13 @@ def train(
         adapted=adapted,
     )
     left_out = experiment.held_out(run)
+    reduced = left_out.pop("reduced", None)
     verdicts = rules_of(
         left_out,
-        f"leave-group-out logits, {options.measured} of {options.folds} folds, "
-        f"{' and '.join(JUDGED)} copies",
+        f"logits of left-out owners, {options.measured} of {options.folds} folds, "
+        f"{', '.join(PROMISED)} copies",
         options.promise,
+        reduced=reduced,
     )
     everything = torch.ones(len(rows), dtype=torch.bool)
     network = experiment.fit(everything, run / "all" if run else None, progress=True)
@@ -118,7 +121,12 @@ def train(
         verdicts=verdicts,
         training=_training(rows, record),
         evaluation={
-            "leave_group_out": held_out_figures(rows, experiment.fold.tolist(), left_out, options)
+            "left_out_owners": {
+                **held_out_figures(
+                    rows, experiment.fold.tolist(), left_out, options, reduced=reduced
+                ),
+                "cuts": cuts(left_out, verdicts),
+            }
         },
     )
     if accelerator.is_main_process:
@@ -126,6 +134,7 @@ def train(
         save_checkpoint(out, network, metadata, deltas, _ranges(rows, options, deltas))
         if run is not None:
             write_json(run / "metrics.json", metadata.evaluation)
+            write_left_out(run / "left-out.csv", rows, left_out, verdicts)
     return metadata
 
 

@@ -1,17 +1,20 @@
 """What a run writes down of itself, so that it can be told from others and be gone on with."""
 
+import csv
 import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
+from model.data.manifest import Row
 from model.errors import ModelError
 from model.hardware import Runtime
 from model.nullspace import StoredProjector
+from model.verdicts import Logits, Quality, VerdictRules
 
 # What decides the features or the weights; a folder holds the states of one such run.
 _DECIDES = (
@@ -22,6 +25,10 @@ _DECIDES = (
     "dtype",
     "engine",
     "precision",
+)
+_LEFT_OUT = (
+    *("path", "label", "group", "owner", "kind", "condition"),
+    *("first", "all", "window", "score"),
 )
 
 
@@ -62,6 +69,30 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON, in a folder that need not be there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1))
+
+
+def write_left_out(
+    path: Path, rows: Sequence[Row], conditions: Mapping[str, Logits], rules: VerdictRules
+) -> None:
+    """One line an image and condition: what was said of it by a network that never saw its owner.
+
+    The score is by the rules chosen on all of them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_LEFT_OUT, *Quality._fields])
+        for name, part in conditions.items():
+            scores = rules.calibrations.all.scores(part.all)
+            for place, index in enumerate(part.row.tolist()):
+                row = rows[index]
+                figures = (part.first[place], part.all[place], part.window[place], scores[place])
+                writer.writerow(
+                    [
+                        *(row.path, row.label, row.group, row.owner, row.kind, name),
+                        *(f"{figure:.5f}" for figure in (*figures, *part.quality[place])),
+                    ]
+                )
 
 
 def revision() -> str:

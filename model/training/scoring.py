@@ -1,18 +1,44 @@
 """Logits of images that a network was not trained on: of their canvases, then of each image."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.data.copies import JUDGED, canvases_ahead
+from model.data.copies import NO_PIXELS, SCORED, Canvas, Copy, canvases_ahead
 from model.data.degrade import Augmentation
 from model.data.manifest import Row
-from model.figures.crossfit import Logits
 from model.training.trainee import Trainee
+from model.verdicts import Logits
 from model.views.plan import ViewPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Canvases and their logits; an image's follow one another, in the plan's order.
+
+    Attributes:
+        row: int64 [n], of each canvas.
+        kind: int64 [n], of its copy.
+        quality: float32 [n, 3], of its copy.
+        logits: float32 [n].
+    """
+
+    row: Tensor
+    kind: Tensor
+    quality: Tensor
+    logits: Tensor
+
+    def of(self, kind: Copy) -> "Scored":
+        """Those of one kind of copies."""
+        chosen = self.kind == kind
+        return Scored(
+            self.row[chosen], self.kind[chosen], self.quality[chosen], self.logits[chosen]
+        )
 
 
 def logits_of_samples(
@@ -41,8 +67,8 @@ def logits_of_samples(
 
 def logits_of_images(
     trainee: Trainee, rows: Sequence[Row], plan: ViewPlan, how: Augmentation, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the `JUDGED` copies, through the whole tower.
+) -> Scored:
+    """Logits of the `SCORED` copies, through the whole tower.
 
     Args:
         trainee: entered by canvases.
@@ -50,48 +76,50 @@ def logits_of_images(
         plan: what of a copy is looked at.
         how: of degraded copies.
         device: where the network runs.
-
-    Returns:
-        Of each canvas its row and its kind, int64 [n], and its logit, float32 [n].
     """
     trainee.eval().to(device)
-    places, logits = [], []
-    for canvases in canvases_ahead(rows, plan, tuple(JUDGED.values()), how):
+    seen: list[Canvas] = []
+    logits = []
+    for canvases in canvases_ahead(rows, plan, tuple(SCORED.values()), how):
         if canvases:
             pixels = torch.stack([canvas.pixels for canvas in canvases])
             with torch.inference_mode():
                 logits.append(trainee(pixels.to(device))[0].cpu())
-            places += [(canvas.row, canvas.kind) for canvas in canvases]
-    row, kind = torch.tensor(places).T
-    return row, kind, torch.cat(logits)
+            seen += [replace(canvas, pixels=NO_PIXELS) for canvas in canvases]
+    return Scored(
+        row=torch.tensor([canvas.row for canvas in seen]),
+        kind=torch.tensor([int(canvas.kind) for canvas in seen]),
+        quality=torch.tensor([tuple(canvas.quality) for canvas in seen]),
+        logits=torch.cat(logits),
+    )
 
 
 def logits_by_image(
-    row: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    plan: ViewPlan,
-    *,
-    canvases: int | None,
-    skipped: int,
+    scored: Scored, rows: Sequence[Row], plan: ViewPlan, *, canvases: int | None, skipped: int
 ) -> Logits:
-    """Each image's logit after the first look, and of all its canvases.
+    """Each image's logit after the first look, of all its canvases, and of its windows alone.
 
     Args:
-        row: int64 [n], of each canvas; an image's follow one another, in the plan's order.
-        logits: float32 [n].
-        labels: int64 [rows].
+        scored: canvases of one kind of copies, of one image at least.
+        rows: the list.
         plan: what was looked at.
-        canvases: how many count, the first ones; None: all.
+        canvases: of an image, how many count, the first ones; None: all.
         skipped: images that could not be used; the log of their extraction says why.
     """
-    unique, counts = torch.unique_consecutive(row, return_counts=True)
-    each = [of[:canvases].unbind() for of in torch.split(logits, counts.tolist())]
+    unique, counts = torch.unique_consecutive(scored.row, return_counts=True)
+    each = [of[:canvases] for of in torch.split(scored.logits.double(), counts.tolist())]
+    ends = counts.cumsum(0) - 1
+    chosen = [rows[index] for index in unique.tolist()]
+    none = torch.tensor(math.nan, dtype=torch.float64)
+    windows = [of[plan.first :] if plan.whole else of[:0] for of in each]
     return Logits(
         row=unique.numpy(),
-        labels=labels[unique].numpy(),
-        first=torch.stack([plan.combine(of[: plan.first]) for of in each]).double().numpy(),
-        all=torch.stack([plan.combine(of) for of in each]).double().numpy(),
+        labels=np.array([row.label for row in chosen], dtype=np.int64),
+        made=np.array([row.made for row in chosen]),
+        first=torch.stack([plan.combine(of[: plan.first].unbind()) for of in each]).numpy(),
+        all=torch.stack([plan.combine(of.unbind()) for of in each]).numpy(),
+        window=torch.stack([of.mean() if len(of) else none for of in windows]).numpy(),
+        quality=scored.quality[ends].double().numpy(),
         skipped={"unusable": skipped} if skipped else {},
     )
 
@@ -101,10 +129,8 @@ def joined(parts: Sequence[Logits]) -> Logits:
     skipped: Counter[str] = Counter()
     for part in parts:
         skipped.update(part.skipped)
-    return Logits(
-        row=np.concatenate([part.row for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        first=np.concatenate([part.first for part in parts]),
-        all=np.concatenate([part.all for part in parts]),
-        skipped=dict(skipped),
-    )
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("row", "labels", "made", "first", "all", "window", "quality")
+    }
+    return Logits(**arrays, skipped=dict(skipped))

@@ -86,6 +86,13 @@ class Selection:
     sparse: bool
 
 
+def luma(pixels: Tensor) -> Tensor:
+    """Rec. 601 luma: uint8 [..., 3, H, W] -> float32 [..., H, W]."""
+    red, green, blue = pixels.unbind(-3)
+    grey = red.float().mul_(_LUMA[0])
+    return grey.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+
+
 def spectral_entropy(grey: Tensor) -> Tensor:
     """S = -sum p log p over the 2-D Fourier magnitudes p of each patch (paper, eq. 1-2).
 
@@ -219,7 +226,7 @@ def choose_patches(
     """
     patches, tops, lefts = candidates.patches, candidates.tops, candidates.lefts
     size, per_canvas = rule.patch_size, rule.patches_per_canvas
-    grey = _grey(patches).flatten(1, 2)  # [B, n, N, N]
+    grey = luma(patches).flatten(1, 2)  # [B, n, N, N]
     entropy, deviation = _entropy_and_deviation(grey)  # [B, n]
     flat = deviation < FLAT_STD
 
@@ -275,13 +282,6 @@ def _sides(images: Tensor, rule: PatchRule) -> tuple[int, int]:
     if min(height, width) < rule.min_side:
         raise ImageTooSmallError(width, height, rule.min_side)
     return height, width
-
-
-def _grey(pixels: Tensor) -> Tensor:
-    """Rec. 601 luma: uint8 [..., 3, H, W] -> float32 [..., H, W]."""
-    red, green, blue = pixels.unbind(-3)
-    grey = red.float().mul_(_LUMA[0])
-    return grey.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def _random_offset(side: int, patch: int, generator: torch.Generator) -> int:

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from model.verdicts import Quality
 from model.views.patches import (
     Candidates,
     PatchRule,
@@ -23,6 +24,7 @@ from model.views.patches import (
     select_patches,
     whole_image,
 )
+from model.views.quality import measure_quality
 
 Logit = TypeVar("Logit", float, Tensor)
 
@@ -33,6 +35,7 @@ class Look:
 
     Attributes:
         canvases: uint8 [K, 3, S, S], on the network's device.
+        quality: of the whole picture.
         warnings: machine-readable notes, e.g. `few_patches`.
         seen: logits of the picture's canvases that were scored before these.
         more: cuts the canvases of the next look, uint8 [L, 3, S, S]; it holds copies of what may be
@@ -40,6 +43,7 @@ class Look:
     """
 
     canvases: Tensor
+    quality: Quality
     warnings: tuple[str, ...] = ()
     seen: tuple[float, ...] = ()
     more: Callable[[], Tensor] | None = None
@@ -86,6 +90,16 @@ class ViewPlan(BaseModel):
         """Canvases of the first look: the whole image alone, where the plan has it."""
         return 1 if self.whole else self.canvases
 
+    @property
+    def glance(self) -> "ViewPlan":
+        """The first look alone."""
+        return self._with(whole=True, canvases=0) if self.whole else self
+
+    @property
+    def window(self) -> "ViewPlan":
+        """One canvas of patches alone."""
+        return self._with(whole=False, canvases=1)
+
     def combine(self, logits: Sequence[Logit]) -> Logit:
         """An image's logit from those of its canvases, in their order; at least one."""
         if not self.whole or len(logits) == 1:
@@ -129,7 +143,7 @@ class ViewPlan(BaseModel):
             kept = cut_candidates(image, self.patches) if large else image.clone()
             more = functools.partial(_patches_of, kept, self.patches)
         warnings = ("few_patches",) if selection.sparse else ()
-        return Look(selection.canvases[0], warnings, more=more)
+        return Look(selection.canvases[0], measure_quality(image), warnings, more=more)
 
     def drawn(self, rng: np.random.Generator) -> "ViewPlan":
         """One canvas of the plan's, as training draws it: the whole image as often as it is one."""

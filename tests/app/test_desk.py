@@ -8,45 +8,56 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from app.desk import ServedDetector
 from app.errors import ApiError
 from app.intake.uploads import Upload
 from app.schemas import DetectionOut
 from app.service import Service, State
 from app.settings import Settings
-from model.detector import Look
+from model.detector import Detector, Look
 from model.images import Limits, Picture, decode
+from model.verdicts import Verdict
+from tests.conftest import CPU
 from tests.fakes import DOUBTFUL, POISON, FakeDetector
 from tests.images import jpeg
+from tests.model.test_checkpoint import rewrite
+from tests.model.test_detector import NEVER_SETTLED, flags_everything, two_looks
 from tests.server.conftest import eventually
 from tests.server.test_detect import grey
 
 
 @asynccontextmanager
-async def serving(fake: FakeDetector, **settings: Any) -> AsyncIterator[Service]:
-    service = Service(Settings(**{"cache_size": 0} | settings), lambda _: fake)
+async def serving(detector: ServedDetector, **settings: Any) -> AsyncIterator[Service]:
+    service = Service(Settings(**{"cache_size": 0} | settings), lambda _: detector)
     await service.start(lambda: None)
     assert service.state is State.READY
     try:
         yield service
     finally:
-        fake.gate.set()
+        if isinstance(detector, FakeDetector):
+            detector.gate.set()
         await asyncio.to_thread(service.stop)
 
 
 def ask(
-    service: Service, data: bytes, seconds: float = 20, upload: Upload | None = None
+    service: Service,
+    data: bytes,
+    seconds: float = 20,
+    upload: Upload | None = None,
+    threshold: float | None = None,
 ) -> asyncio.Task[DetectionOut]:
     upload = upload or Upload()
     upload.add(data)
     return asyncio.create_task(
         service.desk.answer(
-            upload, identifier="id", threshold=None, deadline=time.monotonic() + seconds
+            upload, identifier="id", threshold=threshold, deadline=time.monotonic() + seconds
         )
     )
 
@@ -360,3 +371,29 @@ def test_a_batch_does_not_wait_for_images_that_share_another() -> None:
 
     service_busy = threading.Event()
     asyncio.run(run())
+
+
+def test_a_picture_of_low_quality_is_held_back_by_the_detectors_rule_cached_or_not(
+    checkpoint: Path, tiny_tower: Path
+) -> None:
+    """Through both looks of a real one, by its cuts and by the client's."""
+
+    async def run() -> list[DetectionOut]:
+        detector = Detector.load(checkpoint, backbone=tiny_tower, runtime=CPU)
+        async with serving(detector, cache_size=10) as service:
+            return [
+                await ask(service, jpeg(200, 150), threshold=threshold)
+                for threshold in (None, None, 0.0, 1.0)
+            ]
+
+    rewrite(checkpoint, metadata=two_looks(NEVER_SETTLED))
+    freely = asyncio.run(run())
+    rewrite(checkpoint, metadata=flags_everything)
+    held = asyncio.run(run())
+    accused, uncertain, real = Verdict.AI_GENERATED, Verdict.UNCERTAIN, Verdict.REAL
+    assert [answer.verdict for answer in freely] == [accused, accused, accused, real]
+    assert [answer.verdict for answer in held] == [uncertain, uncertain, uncertain, real]
+    for answers, warnings in ((freely, []), (held, ["low_quality"])):
+        assert [answer.cached for answer in answers] == [False, True, True, True]
+        assert [answer.warnings for answer in answers] == [warnings] * 4
+        assert {(answer.score, answer.looks) for answer in answers} == {(freely[0].score, 2)}

@@ -19,6 +19,7 @@ from model.detector import Detector
 from model.errors import ModelError
 from model.hardware import Runtime
 from model.network import NSNet, NSNetConfig
+from model.verdicts import Verdict
 from tests.conftest import TINY
 
 app = typer.Typer()
@@ -63,7 +64,7 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def test_evaluate_writes_report_scores_and_plots(
+def test_evaluate_writes_report_scores_groups_and_plots(
     checkpoint: Path, tiny_tower: Path, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "a" / "report"
@@ -74,10 +75,11 @@ def test_evaluate_writes_report_scores_and_plots(
     assert "jpeg40" in done.output
     report = json.loads((out / "report.json").read_text())
     assert report["checkpoint"]["sha256"] == read_checkpoint(checkpoint).sha256
-    assert report["data"]["images"] == {"real": 8, "ai": 7}
-    assert report["conditions"]["clean"]["overall"]["images"] == {"real": 7, "ai": 7}
+    assert report["data"]["images"] == {"real": 8, "made": 0, "ai": 7}
+    assert report["conditions"]["clean"]["overall"]["images"] == {"real": 7, "made": 0, "ai": 7}
     assert report["conditions"]["clean"]["overall"]["skipped"] == {"unsupported_media_type": 1}
-    assert set(report["conditions"]["clean"]["groups"]) == {"camera", "gan0", "gan2"}
+    assert report["conditions"]["clean"]["groups"].keys() == {"real", "made", "ai"}
+    assert set(report["conditions"]["clean"]["groups"]["ai"]) == {"gan0", "gan2"}
     assert report["checkpoint"]["sha256"] in (out / "report.md").read_text()
     with (out / "scores.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -89,9 +91,69 @@ def test_evaluate_writes_report_scores_and_plots(
     assert float(first["score"]) == pytest.approx(detection.score, abs=1e-5)
     assert (first["label"], first["condition"]) == ("ai", "clean")
     assert first["verdict"] == detection.verdict
+    with (out / "groups.csv").open(newline="") as file:
+        groups = list(csv.DictReader(file))
+    assert [(g["condition"], g["group"], g["label"], g["kind"], g["images"]) for g in groups] == [
+        (condition, *group)
+        for condition in ("clean", "jpeg40")
+        for group in (("camera", "real", "", "7"), ("gan0", "ai", "", "4"), ("gan2", "ai", "", "3"))
+    ]
+    shares = [sum(float(g[verdict]) for verdict in Verdict) for g in groups]
+    assert shares == pytest.approx([1] * 6, abs=1e-3)
+    of_camera = [float(line["score"]) for line in lines if line["group"] == "camera"][:7]
+    assert float(groups[0]["mean_score"]) == pytest.approx(np.mean(of_camera), abs=1e-4)
     for name in ("roc", "reliability", "groups"):
         with Image.open(out / f"{name}.png") as image:
             assert min(image.size) > 200
+
+
+@pytest.fixture
+def art(data: Path) -> Path:
+    """Another list, without AI images: drawings, and the first list's photographs once more."""
+    rng = np.random.default_rng(1)
+    lines = ["path,label,group,split,kind"]
+    for index in range(8):
+        pixels = rng.integers(180, 256, (100, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(data.parent / f"art-{index}.png")
+        lines.append(f"art-{index}.png,real,painter,{'val' if index % 2 else 'test'},art")
+    path = data.parent / "art.csv"
+    path.write_text("\n".join([*lines, "1.png,real,camera,val,"]))
+    return path
+
+
+def test_several_lists_and_splits_are_one_set(
+    checkpoint: Path, tiny_tower: Path, data: Path, art: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    line = f"evaluate {checkpoint} {data} {art} --to {out} --conditions clean {on(tiny_tower)}"
+    done = nsnet(line)
+    assert done.exit_code == 0, done.output
+    report = json.loads((out / "report.json").read_text())
+    assert report["data"]["name"] == "data.csv and art.csv, split val"
+    assert report["data"]["images"] == {"real": 8, "made": 4, "ai": 7}
+    assert "4 art, renders and screens of 1 groups" in (out / "report.md").read_text()
+    with (out / "groups.csv").open(newline="") as file:
+        groups = {(g["group"], g["kind"]): g["images"] for g in csv.DictReader(file)}
+    assert groups["painter", "art"] == "4"
+    assert nsnet(f"{line} --split val,test").exception is not None  # no AI image is of `test`
+    data.write_text(data.read_text().replace("0.png,ai,gan0,train", "2.png,ai,gan0,test"))
+    assert nsnet(f"{line} --split val,test").exit_code == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["data"]["images"] == {"real": 8, "made": 8, "ai": 7}
+
+
+def test_calibrate_promises_of_pictures_that_people_made_too(
+    telling: Path, tiny_tower: Path, data: Path, art: Path, tmp_path: Path
+) -> None:
+    """They are as bright as the AI images, so that few of either are accused."""
+    cuts = {}
+    for share in (0.3, 0.9):
+        to = tmp_path / f"{share}.safetensors"
+        promise = f"--accused 0.2 --accused-made {share} --missed 0.2"
+        done = nsnet(f"calibrate {telling} {data} {art} --to {to} {promise} {on(tiny_tower)}")
+        assert done.exit_code == 0, done.output
+        cuts[share] = read_checkpoint(to).metadata.verdicts.thresholds.ai_above
+    assert cuts[0.3] > cuts[0.9]
 
 
 @pytest.fixture
@@ -122,11 +184,11 @@ def test_calibrate_keeps_the_tensors_and_holds_the_rates(
     assert all(torch.equal(old.tensors[name], new.tensors[name]) for name in old.tensors)
     before, after = old.metadata.verdicts, new.metadata.verdicts
     assert "data.csv, split val (15 images" in after.calibrations.all.fitted_on
-    assert "clean and equalised" in after.calibrations.all.fitted_on
+    assert "clean, equalised, jpeg60 copies" in after.calibrations.all.fitted_on
     assert after.calibrations.all.slope != before.calibrations.all.slope
     assert after.margins == before.margins
     assert new.metadata.training == old.metadata.training
-    assert {"clean", "equalised"} <= new.metadata.evaluation["cross_fitted"].keys()
+    assert {"clean", "equalised", "jpeg60"} <= new.metadata.evaluation["cross_fitted"].keys()
     out = tmp_path / "report"
     nsnet(
         f"evaluate {to} {data} --to {out} --conditions clean,equalised --canvases all "
@@ -168,6 +230,8 @@ def test_calibration_does_not_depend_on_the_thresholds_before(
         ("evaluate {checkpoint} {data} --to {out} --conditions x", "no condition"),
         ("evaluate {checkpoint} {data} --to {out} --engine int8", "not one of auto"),
         ("calibrate {checkpoint} {data} --to {out} --accused 2", "accused is 2"),
+        ("calibrate {checkpoint} {data} --to {out} --accused-made 2", "accused_made is 2"),
+        ("calibrate {checkpoint} {data} --to {out} --held-back 0", "held_back is 0"),
     ],
 )
 def test_a_mistake_is_one_clear_line(
@@ -183,10 +247,10 @@ def test_a_mistake_is_one_clear_line(
 @pytest.fixture
 def fitted(checkpoint: Path, data: Path) -> Path:
     """The checkpoint, as if it had been trained on the split `val`."""
-    from model.data.manifest import digest, read_manifest
+    from model.data.manifest import digest, read_dataset
     from tests.model.test_checkpoint import rewrite
 
-    seen = digest(read_manifest(data, "val"))
+    seen = digest(read_dataset(data, "val"))
     rewrite(checkpoint, metadata=lambda m: m["training"].update(data_sha256=seen))
     return checkpoint
 

@@ -24,6 +24,7 @@ COMMANDS = (
     "train",
     "calibrate",
     "evaluate",
+    "compare",
     "ablate",
     "export",
     "bench",

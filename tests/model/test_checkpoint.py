@@ -16,7 +16,7 @@ from model.engines.ranges import activation_ranges
 from model.errors import CheckpointError
 from model.network import NSNet
 from model.tower.sources import load_backbone
-from model.verdicts import Calibration, Margins
+from model.verdicts import Accused, Calibration, Cut, Margins
 from model.views.patches import PatchRule
 from model.views.plan import ViewPlan
 from tests.conftest import CPU, TINY
@@ -164,6 +164,15 @@ def test_no_memory_is_taken_for_a_head_that_the_file_does_not_hold(
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m["views"]["patches"].update(patch_size=48), "views.patches"),
         (lambda m: m.update(backbone_sha256="short"), "backbone_sha256"),
+        (lambda m: m["verdicts"].update(quality={"min_side": 200}), "quality.min_sharpness"),
+        (
+            lambda m: m["verdicts"].update(
+                quality={"min_side": -1, "min_sharpness": 0, "max_blockiness": 1}
+            ),
+            "quality.min_side",
+        ),
+        (lambda m: m.update(evaluation={"left_out_owners": {"cuts": 3}}), "evaluation"),
+        (lambda m: m.update(evaluation={"left_out_owners": {"cuts": [{"cut": 2}]}}), "evaluation"),
     ],
 )
 def test_wrong_metadata_names_its_field(
@@ -172,6 +181,73 @@ def test_wrong_metadata_names_its_field(
     rewrite(checkpoint, metadata=change)
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(checkpoint)
+
+
+SHARES = {"photographs_accused": 0.004, "made_accused": 0.01, "ai_found": 0.72}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "cuts"),
+    [
+        ({}, []),
+        ({"left_out_owners": {}}, []),
+        ({"left_out_owners": "nothing"}, []),
+        ({"cross_fitted": {"cuts": [1]}}, []),
+        (
+            {
+                "left_out_owners": {
+                    "clean": {"auc": 0.9},
+                    "cuts": [
+                        {
+                            "cut": 0.91,
+                            "conditions": {
+                                "clean": SHARES,
+                                "jpeg60": SHARES | {"made_accused": None},
+                            },
+                        }
+                    ],
+                }
+            },
+            [
+                Cut(
+                    cut=0.91,
+                    conditions={
+                        "clean": Accused(
+                            photographs_accused=0.004, made_accused=0.01, ai_found=0.72
+                        ),
+                        "jpeg60": Accused(
+                            photographs_accused=0.004, made_accused=None, ai_found=0.72
+                        ),
+                    },
+                )
+            ],
+        ),
+    ],
+)
+def test_the_cuts_that_were_measured_are_told(
+    evaluation: dict[str, Any], cuts: list[Cut], checkpoint: Path, tiny_tower: Path
+) -> None:
+    rewrite(checkpoint, metadata=lambda m: m.update(evaluation=evaluation))
+    about = Detector.load(checkpoint, runtime=CPU, backbone=tiny_tower).about
+    assert (about.cuts, about.evaluation) == (cuts, evaluation)
+
+
+def test_a_checkpoint_without_the_newer_rules_is_read_and_holds_nothing_back(
+    checkpoint: Path, tiny_tower: Path
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    expected = Detector.load(checkpoint, runtime=CPU, backbone=tiny_tower).detect([image])
+
+    def older(metadata: dict[str, Any]) -> None:
+        del metadata["verdicts"]["quality"]
+        for kind in ("window", "reduced_window"):
+            del metadata["verdicts"]["calibrations"][kind]
+
+    rewrite(checkpoint, metadata=older)
+    detector = Detector.load(checkpoint, runtime=CPU, backbone=tiny_tower)
+    assert detector.detect([image]) == expected
+    assert (detector.about.quality, detector.about.cuts) == (None, [])
+    assert detector.about.calibration["window"] is None
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -233,6 +309,7 @@ def test_format_1_is_read_and_scores_as_it_did(
     assert (metadata.format, metadata.views) == (2, views)
     assert metadata.verdicts.calibrations.first == metadata.verdicts.calibrations.all
     assert metadata.verdicts.margins == Margins(clearing=0.25, accusing=0.75)
+    assert metadata.verdicts.quality is None
     assert Detector.load(checkpoint, runtime=CPU, backbone=tiny_tower).detect([image]) == expected
 
 

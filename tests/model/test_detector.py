@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from model.detector import Detector, Look, ModelError
+from model.detector import Detector, ModelError
 from model.errors import ImageTooSmallError
 from model.hardware import Runtime
-from model.verdicts import Verdict
+from model.verdicts import Reason, Verdict
 from model.views.patches import PatchRule
 from model.views.plan import ViewPlan
 from tests.conftest import CPU
@@ -108,10 +108,15 @@ def two_looks(cuts: dict[str, float], slope: float = 1.0) -> Any:
     def change(metadata: dict[str, Any]) -> None:
         metadata["views"] = views.model_dump()
         metadata["verdicts"]["thresholds"] = cuts
-        for calibration in metadata["verdicts"]["calibrations"].values():
-            calibration["slope"] = slope
+        for kind in ("first", "all"):
+            metadata["verdicts"]["calibrations"][kind]["slope"] = slope
 
     return change
+
+
+def flags_everything(metadata: dict[str, Any]) -> None:
+    """Change metadata to a rule by which every picture is of low quality."""
+    metadata["verdicts"]["quality"] = {"min_side": 1e6, "min_sharpness": 0.0, "max_blockiness": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,8 @@ def test_other_canvases_are_looked_at_where_the_first_leaves_doubt(
     images = [photo(200, 300, seed) for seed in range(3)]
     every = [whole.look(image) for image in images]
     both = [s.value for s in whole.predict(every)]
-    first = [s.value for s in whole.predict([Look(look.canvases[:1]) for look in every])]
+    glances = [replace(look, canvases=look.canvases[:1]) for look in every]
+    first = [s.value for s in whole.predict(glances)]
     assert both != pytest.approx(first, abs=1e-6)
     scores = adaptive.predict([adaptive.look(image) for image in images])
     assert [s.value for s in scores] == pytest.approx(both if looks == 2 else first, abs=1e-6)
@@ -180,6 +186,49 @@ def test_what_is_in_doubt_is_scored_by_all_of_its_canvases_in_the_end(
     assert [s.value for s in scores] == [d.score for d in detector.detect(images)]
     assert [s.warnings for s in scores] == [(), ("few_patches",)]
     assert [(s.looks, s.glance, s.more) for s in scores] == [(2, False, None)] * 2
+
+
+@pytest.mark.parametrize("canvases", ["adaptive", "all"])
+def test_a_picture_of_low_quality_is_accused_by_no_cut(
+    checkpoint: Path, tiny_tower: Path, canvases: str
+) -> None:
+    """After one look and after two; nothing else of its score is touched."""
+    rewrite(checkpoint, metadata=two_looks(NEVER_SETTLED))
+    images = [photo(200, 300), photo(40, 40)]
+    freely = load(checkpoint, tiny_tower, canvases).detect(images)
+    assert {d.verdict for d in freely} == {Verdict.AI_GENERATED}
+    rewrite(checkpoint, metadata=flags_everything)
+    detector = load(checkpoint, tiny_tower, canvases)
+    held = detector.detect(images)
+    assert {d.verdict for d in held} == {Verdict.UNCERTAIN}
+    assert [d.warnings for d in held] == [("low_quality",), ("few_patches", "low_quality")]
+    assert [(d.score, d.looks, d.logit) for d in held] == [
+        (d.score, d.looks, d.logit) for d in freely
+    ]
+    firsts = detector.submit([detector.look(image) for image in images]).result()
+    for score in (*firsts, *detector.predict([detector.look(image) for image in images])):
+        assert score.reasons == (Reason.LOW_QUALITY,)
+        assert detector.verdict(score) == Verdict.UNCERTAIN
+        assert detector.verdict(score, cut=0.0) == Verdict.UNCERTAIN
+        assert detector.verdict(score, cut=1.0) == Verdict.REAL
+
+
+def test_what_is_in_bounds_is_held_back_by_nothing(checkpoint: Path, tiny_tower: Path) -> None:
+    rewrite(checkpoint, metadata=two_looks(NEVER_SETTLED))
+    freely = load(checkpoint, tiny_tower).detect([photo(200, 300)])
+    bounds = {"min_side": 200, "min_sharpness": 1.0, "max_blockiness": 1.5}
+    rewrite(checkpoint, metadata=lambda m: m["verdicts"].update(quality=bounds))
+    detector = load(checkpoint, tiny_tower)
+    assert detector.detect([photo(200, 300)]) == freely
+    assert detector.detect([photo(199, 300)])[0].warnings == ("low_quality",)
+    assert detector.about.quality is not None
+    assert detector.about.quality.model_dump() == bounds
+
+
+def test_a_blank_picture_warms_up_whatever_the_rule(checkpoint: Path, tiny_tower: Path) -> None:
+    rewrite(checkpoint, metadata=two_looks(NEVER_SETTLED))
+    rewrite(checkpoint, metadata=flags_everything)
+    load(checkpoint, tiny_tower).warm_up([1, 2])
 
 
 def test_an_unknown_choice_of_canvases_is_one_line(checkpoint: Path, tiny_tower: Path) -> None:

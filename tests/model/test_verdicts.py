@@ -3,11 +3,13 @@
 import math
 import subprocess
 import sys
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -16,13 +18,18 @@ from model.verdicts import (
     Calibration,
     Calibrations,
     Labels,
+    Logits,
     Margins,
     Promise,
+    Quality,
+    QualityRule,
+    Reason,
     Scores,
     Thresholds,
     Verdict,
     VerdictRules,
     fit_calibration,
+    fit_quality,
     fit_rules,
     fit_thresholds,
     rules_of_format_1,
@@ -35,6 +42,7 @@ RULES = VerdictRules(
     thresholds=Thresholds(real_below=0.3, ai_above=0.7),
     margins=Margins(clearing=0.25, accusing=0.75),
 )
+BOUNDS = QualityRule(min_side=256, min_sharpness=0.5, max_blockiness=1.25)
 
 
 def logit(probability: float) -> float:
@@ -133,6 +141,64 @@ def test_no_cut_of_the_checkpoints_accuses_by_a_glance_either() -> None:
 
 
 @pytest.mark.parametrize(
+    ("quality", "reasons"),
+    [
+        (Quality(256, 0.5, 1.25), ()),  # at every bound
+        (Quality(255, 2.0, 1.0), (Reason.LOW_QUALITY,)),
+        (Quality(4000, 0.49, 1.0), (Reason.LOW_QUALITY,)),
+        (Quality(4000, 2.0, 1.26), (Reason.LOW_QUALITY,)),
+        (Quality(112, 0.0, 3.0), (Reason.LOW_QUALITY,)),
+    ],
+)
+def test_one_measurement_out_of_bounds_is_low_quality(
+    quality: Quality, reasons: tuple[Reason, ...]
+) -> None:
+    assert rules(quality=BOUNDS).reasons(quality) == reasons
+    assert RULES.reasons(quality) == ()  # without a rule
+    assert BOUNDS.low_of(np.array([quality] * 2)).tolist() == [bool(reasons)] * 2
+
+
+UNIT = st.floats(0, 1)
+MEASURED = st.builds(Quality, st.integers(1, 8000), st.floats(0, 4), st.floats(1, 8))
+
+
+@given(
+    rule=st.builds(
+        QualityRule,
+        min_side=st.floats(0, 8000),
+        min_sharpness=st.floats(0, 4),
+        max_blockiness=st.floats(1, 8),
+    ),
+    quality=MEASURED,
+    cuts=st.tuples(UNIT, UNIT).map(sorted),
+    score=UNIT,
+    own=st.none() | UNIT,
+    glance=st.booleans(),
+)
+def test_a_picture_of_low_quality_is_accused_by_no_cut(
+    rule: QualityRule,
+    quality: Quality,
+    cuts: list[float],
+    score: float,
+    own: float | None,
+    glance: bool,
+) -> None:
+    """And nothing else is changed by it."""
+    real_below, ai_above = cuts
+    some = rules(
+        quality=rule.model_dump(), thresholds={"real_below": real_below, "ai_above": ai_above}
+    )
+    reasons = some.reasons(quality)
+    held = some.verdict(score, glance=glance, reasons=reasons, cut=own)
+    freely = some.verdict(score, glance=glance, cut=own)
+    assert bool(reasons) == rule.low(quality) == bool(rule.low_of(np.array([quality]))[0])
+    if reasons and freely is Verdict.AI_GENERATED:
+        assert held is Verdict.UNCERTAIN
+    else:
+        assert held is freely
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"thresholds": {"real_below": 0.8, "ai_above": 0.7}},
@@ -140,6 +206,8 @@ def test_no_cut_of_the_checkpoints_accuses_by_a_glance_either() -> None:
         {"margins": {"clearing": -0.1, "accusing": 0.75}},
         {"margins": {"clearing": 0.25, "accusing": math.inf}},
         {"calibrations": {"first": PLAIN.model_dump()}},
+        {"quality": {"min_side": 256, "min_sharpness": 0.5, "max_blockiness": 0.9}},
+        {"quality": {"min_side": 256, "min_sharpness": math.nan, "max_blockiness": 1.5}},
         {"calibrations": {"first": PLAIN, "all": {"slope": -1, "intercept": 0, "fitted_on": ""}}},
     ],
 )
@@ -155,6 +223,7 @@ def test_the_one_calibration_of_format_1_serves_both_looks() -> None:
     assert old.calibrations == Calibrations(first=SURER, all=SURER)
     assert old.thresholds == RULES.thresholds
     assert old.margins == Margins(clearing=0.25, accusing=0.75)
+    assert old.quality is None
 
 
 @pytest.mark.process
@@ -201,35 +270,172 @@ def test_logits_worse_than_chance_cannot_be_calibrated() -> None:
         fit_calibration(labels, -x, "a test")
 
 
+MARGINS = Margins(clearing=0.1, accusing=0.2)
+PROMISE = Promise(accused=0.01, accused_made=0.03, missed=0.05, held_back=0.02, margins=MARGINS)
+GOOD = Quality(512, 2.0, 1.0)
+NO_BOUNDS = QualityRule(min_side=0, min_sharpness=0, max_blockiness=100)
+
+
+def logits_of(labels: Labels, every: Scores, **changes: Any) -> Logits:
+    """Of photographs and AI images of good quality, whose window says as much as all does."""
+    count = len(labels)
+    plain = Logits(
+        row=np.arange(count),
+        labels=labels,
+        made=np.zeros(count, dtype=np.bool_),
+        first=every / 4 + 1,
+        all=every,
+        window=every,
+        quality=np.tile(np.array(GOOD, dtype=np.float64), (count, 1)),
+    )
+    return replace(plain, **changes)
+
+
+def drawn(count: int, shift: float, seed: int, **changes: Any) -> Logits:
+    labels, every = sample(count, shift, seed)
+    return logits_of(labels, every, **changes)
+
+
+def test_photographs_are_what_is_real_and_was_not_made() -> None:
+    part = logits_of(
+        np.array([0, 0, 1, 1]), np.arange(4.0), made=np.array([False, True, False, False])
+    )
+    assert part.photographs.tolist() == [True, False, False, False]
+    some = part.where(np.array([True, True, False, False]))
+    assert (some.row.tolist(), some.made.tolist()) == ([0, 1], [False, True])
+    assert some.quality.shape == (2, 3)
+    assert part.where(np.array([3, 0])).all.tolist() == [3.0, 0.0]
+
+
 def test_cuts_hold_under_the_worst_condition() -> None:
-    conditions: Mapping[str, tuple[Labels, Scores]] = {}
-    for name, shift, seed in (("clean", 2.0, 1), ("equalised", 1.0, 2)):
-        labels, x = sample(4000, shift, seed)
-        conditions = {**conditions, name: (labels, sigmoid(x))}
-    cuts = fit_thresholds(conditions, accused=0.01, missed=0.05)
+    parts = [drawn(4000, 2.0, 1), drawn(4000, 1.0, 2)]
+    conditions = [(part, sigmoid(part.all)) for part in parts]
+    cuts = fit_thresholds(conditions, NO_BOUNDS, PROMISE)
     assert cuts.real_below < cuts.ai_above
-    for labels, scores in conditions.values():
-        assert (scores[labels == 0] >= cuts.ai_above).mean() <= 0.01
-        assert (scores[labels == 1] < cuts.real_below).mean() <= 0.05
+    for part, scores in conditions:
+        assert (scores[part.labels == 0] >= cuts.ai_above).mean() <= 0.01
+        assert (scores[part.labels == 1] < cuts.real_below).mean() <= 0.05
+    # The worse one is used up.
+    part, scores = conditions[1]
+    assert (scores[part.labels == 0] >= cuts.ai_above).mean() > 0.008
+    assert (scores[part.labels == 1] < cuts.real_below).mean() > 0.045
+
+
+def test_what_people_made_has_a_promise_of_its_own() -> None:
+    rng = np.random.default_rng(3)
+    part = drawn(6000, 2.0, 1)
+    made = (part.labels == 0) & (rng.random(6000) < 0.5)
+    harder = replace(part, made=made, all=part.all + 2.5 * made)
+    scores = sigmoid(harder.all)
+
+    def accused(cut: float) -> tuple[float, float]:
+        photographs, drawings = scores[harder.photographs], scores[made]
+        return float((photographs >= cut).mean()), float((drawings >= cut).mean())
+
+    cuts = fit_thresholds([(harder, scores)], NO_BOUNDS, PROMISE)
+    photographs, drawings = accused(cuts.ai_above)
+    assert photographs < 0.005
+    assert 0.025 < drawings <= 0.03
+    # Were they left out, photographs would choose the cut.
+    lax = fit_thresholds([(harder, scores)], NO_BOUNDS, replace(PROMISE, accused_made=0.9))
+    photographs, drawings = accused(lax.ai_above)
+    assert 0.008 < photographs <= 0.01
+    assert drawings > 0.1
+
+
+def test_photographs_that_are_held_back_are_not_accused() -> None:
+    """The cut need not lie above them: the rule keeps the promise."""
+    part = drawn(4000, 2.0, 1)
+    blurred = part.photographs & (np.arange(4000) % 20 == 0)
+    quality = np.where(blurred[:, None], Quality(512, 0.1, 1.0), np.array(GOOD))
+    part = replace(part, quality=quality, all=np.where(blurred, 9.0, part.all))
+    scores = sigmoid(part.all)
+    cuts = fit_thresholds([(part, scores)], BOUNDS, PROMISE)
+    sharp = part.photographs & ~blurred
+    assert 0.008 < (scores[sharp] >= cuts.ai_above).sum() / part.photographs.sum() <= 0.01
+    assert (scores[blurred] >= cuts.ai_above).all()
+    assert fit_thresholds([(part, scores)], NO_BOUNDS, PROMISE).ai_above > 0.999
 
 
 def test_cuts_never_cross() -> None:
-    labels = np.array([0, 0, 1, 1])
-    scores = np.array([0.1, 0.2, 0.8, 0.9])
-    cuts = fit_thresholds({"clean": (labels, scores)}, accused=0.01, missed=0.5)
-    assert cuts.real_below <= cuts.ai_above <= 1
+    part = logits_of(np.array([0, 0, 1, 1]), np.zeros(4))
+    lax = replace(PROMISE, missed=0.5)
+    for scores in ([0.1, 0.2, 0.8, 0.9], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]):
+        cuts = fit_thresholds([(part, np.array(scores))], NO_BOUNDS, lax)
+        assert 0 <= cuts.real_below <= cuts.ai_above <= 1
 
 
-def test_the_first_look_is_calibrated_on_its_own_logits_and_the_cuts_are_of_all_canvases() -> None:
-    logits = {}
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.05])
+@pytest.mark.parametrize("count", [60, 1001, 5000])
+def test_bounds_of_quality_hold_back_no_more_photographs_than_promised(
+    count: int, share: float
+) -> None:
+    rng = np.random.default_rng(count)
+    quality = np.stack(
+        [
+            rng.integers(200, 4000, count).astype(np.float64),
+            rng.gamma(8, 0.2, count),
+            1 + rng.exponential(0.1, count),
+        ],
+        axis=1,
+    )
+    clean = drawn(count, 1.0, 0, made=np.arange(count) % 6 == 2, quality=quality)
+    bounds = fit_quality(clean, share)
+    side, sharpness, blockiness = quality[clean.photographs].T
+    photographs = len(side)
+    out = [side < bounds.min_side, sharpness < bounds.min_sharpness]
+    for low in (*out, blockiness > bounds.max_blockiness):
+        assert low.sum() <= share * photographs
+        assert low.sum() >= share * photographs - 2
+    assert bounds.low_of(quality[clean.photographs]).mean() <= 3 * share
+    # Others have no say.
+    others = np.where(clean.photographs[:, None], quality, 0.0)
+    assert fit_quality(replace(clean, quality=others), share) == bounds
+
+
+def test_pictures_without_blocks_have_a_bound_too() -> None:
+    """Of a slope, as float32 has it, the ratio is a little below 1."""
+    quality = np.tile(np.array([512, 0.0, 1 - 1e-7]), (10, 1))
+    assert fit_quality(drawn(10, 1.0, 0, quality=quality), 0.01).max_blockiness == 1
+
+
+def test_without_a_photograph_there_are_no_bounds() -> None:
+    part = drawn(10, 1.0, 0)
+    with pytest.raises(ModelError, match="no photograph"):
+        fit_quality(replace(part, made=part.labels == 0), 0.01)
+
+
+def test_each_kind_of_evidence_is_calibrated_on_its_own_logits_and_the_cuts_are_of_all() -> None:
+    conditions = {}
     for name, shift, seed in (("clean", 1.5, 1), ("equalised", 1.0, 2)):
-        labels, every = sample(4000, shift, seed)
-        logits[name] = (labels, every / 4 + 1, every)
-    margins = Margins(clearing=0.1, accusing=0.2)
-    fitted = fit_rules(logits, "a test", Promise(0.01, 0.05, margins))
+        part = drawn(4000, shift, seed)
+        window = np.where(np.arange(4000) % 4 == 0, np.nan, part.all / 2)
+        conditions[name] = replace(part, window=window)
+    # A copy of low quality says nothing of the bounds.
+    conditions["equalised"].quality[:] = Quality(100, 0.0, 9.0)
+    fitted = fit_rules(conditions, "a test", PROMISE)
     glance, whole = fitted.calibrations.first, fitted.calibrations.all
     assert glance.slope == pytest.approx(4 * whole.slope, rel=0.01)
     assert glance.odds(1.25) == pytest.approx(whole.odds(1.0), rel=0.01)
-    scored = {name: (y, whole.scores(z)) for name, (y, _, z) in logits.items()}
-    assert fitted.thresholds == fit_thresholds(scored, accused=0.01, missed=0.05)
-    assert fitted.margins == margins
+    alone = fitted.calibrations.window
+    assert alone is not None
+    assert alone.slope == pytest.approx(2 * whole.slope, rel=0.05)
+    assert fitted.calibrations.reduced_window is None
+    assert fitted.quality == fit_quality(conditions["clean"], 0.02)
+    assert fitted.quality == QualityRule(min_side=512, min_sharpness=2.0, max_blockiness=1.0)
+    scored = [(part, whole.scores(part.all)) for part in conditions.values()]
+    assert fitted.thresholds == fit_thresholds(scored, fitted.quality, PROMISE)
+    assert fitted.margins == MARGINS
+
+    none = np.full(4000, np.nan)
+    without = {name: replace(part, window=none) for name, part in conditions.items()}
+    reduced = drawn(2000, 1.0, 4, window=none[:2000])
+    again = fit_rules(without, "a test", PROMISE, reduced=reduced)
+    assert again.calibrations.window is None
+    assert again.calibrations.reduced_window == fit_calibration(
+        reduced.labels, reduced.all, "a test"
+    )
+    assert again.calibrations.all == whole
+    alone_of_ai = reduced.where(reduced.labels == 1)  # of a short list, a third may be so
+    once_more = fit_rules(without, "a test", PROMISE, reduced=alone_of_ai)
+    assert once_more.calibrations.reduced_window is None

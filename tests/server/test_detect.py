@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.fakes import DOUBTFUL, GLANCED, SETTLED, SPOILT
+from tests.fakes import BLURRED, DOUBTFUL, GLANCED, SETTLED, SPOILT
 from tests.images import encoded, jpeg
 from tests.server.conftest import Running, eventually, running
 
@@ -218,6 +218,23 @@ def test_a_threshold_never_accuses_by_one_look_of_several(server: Running) -> No
     assert body["verdict"] == "real"
 
 
+@pytest.mark.parametrize("params", [{}, {"threshold": 0.1}])
+def test_a_picture_of_low_quality_is_never_accused_and_the_answer_says_why(
+    params: dict[str, float],
+) -> None:
+    with running(cached=True) as server, server.client() as client:
+        files = {"file": grey(BLURRED)}
+        answers = [client.post("/detect", params=params, files=files).json() for _ in range(2)]
+        batch = client.post(
+            "/detect/batch", params=params, files=[("files", grey(v)) for v in (BLURRED, 211)]
+        ).json()["results"]
+    assert [answer["cached"] for answer in answers] == [False, True]
+    for answer in (*answers, batch[0]["result"]):
+        assert (answer["verdict"], answer["warnings"]) == ("uncertain", ["low_quality"])
+        assert answer["score"] == pytest.approx(BLURRED / 255)
+    assert (batch[1]["result"]["verdict"], batch[1]["result"]["warnings"]) == ("ai_generated", [])
+
+
 def test_identical_uploads_at_once_cost_one_forward(server: Running) -> None:
     """Twelve of them cost twelve, with the cache as without."""
     server.fake.gate.clear()
@@ -296,7 +313,10 @@ def test_operators_see_state_model_and_metrics(server: Running) -> None:
         assert model["backbone"]["name"] == "none"
         assert model["device"] == "cpu"
         assert [model[k] for k in ("engine", "precision", "dtype")] == ["fake", "float", "float32"]
-        assert set(model["calibration"]) == {"first", "all"}
+        assert set(model["calibration"]) == {"first", "all", "window"}
+        assert model["quality"] == {"min_side": 160, "min_sharpness": 0.4, "max_blockiness": 1.5}
+        shares = {"photographs_accused": 0.01, "made_accused": None, "ai_found": 0.8}
+        assert model["cuts"] == [{"cut": 0.7, "conditions": {"clean": shares}}]
         assert client.get("/openapi.json").json()["info"]["version"] == version("nsnet")
         client.post("/detect", files={"file": grey(204)})
         client.post("/detect", files={"file": b"nothing"})
@@ -305,7 +325,8 @@ def test_operators_see_state_model_and_metrics(server: Running) -> None:
     for line in (
         'nsnet_images_total{outcome="ok"} 1.0',
         'nsnet_images_total{outcome="error"} 1.0',
-        'nsnet_predictions_total{verdict="ai_generated"} 1.0',
+        f'nsnet_predictions_total{{sha256="{"f" * 64}",verdict="ai_generated"}} 1.0',
+        f'nsnet_predictions_total{{sha256="{"f" * 64}",verdict="real"}} 0.0',
         'nsnet_rejected_total{reason="unsupported_media_type"} 1.0',
         'nsnet_stage_duration_seconds_count{stage="decode"} 1.0',
         'nsnet_stage_duration_seconds_count{stage="patches"} 1.0',
@@ -314,7 +335,7 @@ def test_operators_see_state_model_and_metrics(server: Running) -> None:
         "nsnet_batch_size_count 1.0",
         "nsnet_queue_depth 0.0",
         "nsnet_inflight_images 0.0",
-        'nsnet_score_bucket{le="0.8"} 1.0',
+        f'nsnet_score_bucket{{le="0.8",sha256="{"f" * 64}"}} 1.0',
         'http_requests_total{method="POST",route="/detect",status="200"} 1.0',
         'http_requests_total{method="GET",route="unmatched",status="404"} 1.0',
     ):

@@ -15,6 +15,7 @@ SIZES = {
     "blur1": (300, 260),
     "screenshot": (225, 195),
     "crop10": (270, 234),
+    "corner": (282, 244),
 }
 
 
@@ -39,6 +40,12 @@ def test_a_cut_is_a_part_of_the_image() -> None:
     whole = np.asarray(image)
     places = [(y, x) for y in range(11) for x in range(11)]
     assert sum(np.array_equal(whole[y : y + 90, x : x + 90], cut) for y, x in places) == 1
+
+
+def test_the_corner_that_is_cut_is_where_logos_are() -> None:
+    image = photo(100, 50)
+    cut = np.asarray(CONDITIONS["corner"](image, rng_of("x.png")))
+    assert np.array_equal(cut, np.asarray(image)[:47, :94])
 
 
 def test_stronger_compression_loses_more() -> None:

@@ -3,9 +3,14 @@ import io
 import numpy as np
 import pytest
 import skimage.data
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from model.data.degrade import degrade, equalise, rng_of, seed_of
+from model.data.degrade import Augmentation, cut_corner, degrade, equalise, rng_of, seed_of
+
+NOTHING = Augmentation(resize=0, blur=0, noise=0, save=0, corner=0)
+RESIZED = NOTHING.model_copy(update={"resize": 1.0})
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -46,6 +51,60 @@ def test_degraded_copies_are_seeded_varied_and_never_below_the_canvas() -> None:
     assert min(min(copy.size) for copy in copies) >= 224
     assert len({copy.size for copy in copies}) > 10
     assert max(max(copy.size) for copy in copies) <= 384 * 1.5 + 1
+
+
+def upright(copy: Image.Image, image: Image.Image) -> bytes:
+    """A copy's pixels, flipped back where it begins otherwise than the image."""
+    first = (0, 0, 8, 8)
+    flipped = copy.crop(first).tobytes() != image.crop(first).tobytes()
+    return (copy.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else copy).tobytes()
+
+
+def test_degraded_copies_may_lack_their_corner_where_enough_is_left() -> None:
+    image = photo(200, 160)
+    cut = cut_corner(image)
+    assert cut.size == (188, 150)
+    always, half = (NOTHING.model_copy(update={"corner": share}) for share in (1.0, 0.5))
+    for seed in range(8):
+        # What is no larger than it has to be is cut no further.
+        copies = [
+            degrade(image, np.random.default_rng(seed), min_side=min_side, how=how)
+            for how, min_side in ((always, 150), (always, 160), (NOTHING, 160))
+        ]
+        assert upright(copies[0], image) == cut.tobytes()
+        assert upright(copies[1], image) == upright(copies[2], image) == image.tobytes()
+    drawn = [degrade(image, np.random.default_rng(s), min_side=150, how=half) for s in range(40)]
+    assert 10 <= sum(copy.size == cut.size for copy in drawn) <= 30
+
+
+@pytest.mark.parametrize("size", [(3000, 2000), (1500, 2600), (2048, 2048)])
+def test_what_would_be_larger_than_sites_show_is_resized_to_what_they_do(
+    size: tuple[int, int],
+) -> None:
+    image = photo(*size)
+    copies = [
+        degrade(image, np.random.default_rng(seed), min_side=224, how=RESIZED) for seed in range(12)
+    ]
+    longest = [max(copy.size) for copy in copies]
+    assert 1024 - 15 <= min(longest) < 1400
+    assert 1700 < max(longest) <= 2048
+    assert all(
+        abs(max(copy.size) / min(copy.size) - max(size) / min(size)) < 0.05 for copy in copies
+    )
+
+
+SIDES = st.integers(20, 400)
+
+
+@given(SIDES, SIDES, st.integers(16, 224), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_no_degraded_copy_is_taken_below_the_canvas(
+    width: int, height: int, min_side: int, seed: int
+) -> None:
+    image = Image.new("RGB", (width, height))
+    how = Augmentation(save=0, blur=0, noise=0, corner=1)
+    copy = degrade(image, np.random.default_rng(seed), min_side=min_side, how=how)
+    assert min(copy.size) >= min(min_side, width, height)
 
 
 def test_a_seed_is_the_names_and_stays_what_it_was() -> None:

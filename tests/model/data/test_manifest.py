@@ -1,7 +1,10 @@
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.data.manifest import (
     AI,
@@ -11,7 +14,7 @@ from model.data.manifest import (
     digest,
     folds,
     read_dataset,
-    read_manifest,
+    read_datasets,
 )
 
 
@@ -26,22 +29,34 @@ def test_rows_of_a_split_with_paths_beside_the_manifest(tmp_path: Path) -> None:
         "split,label,group,origin_repo,path\n"
         "train,ai,gan,a/b,x/1.png\ntrain,real,cam,c/d,x/2.jpg\nval,ai,gan,a/b,x/3.png\n",
     )
-    rows = read_manifest(path, "train")
+    rows = read_dataset(path, "train")
     assert rows == [
-        Row(tmp_path / "x/1.png", AI, "gan", "a/b", "a"),
-        Row(tmp_path / "x/2.jpg", REAL, "cam", "c/d", "c"),
+        Row(tmp_path / "x/1.png", AI, "gan", "a"),
+        Row(tmp_path / "x/2.jpg", REAL, "cam", "c"),
     ]
-    assert len(read_manifest(path)) == 3
+    assert len(read_dataset(path)) == 3
 
 
 def test_who_published_an_image_and_what_it_shows(tmp_path: Path) -> None:
     path = write(
         tmp_path / "m.csv",
-        "path,label,group,origin_repo,kind\n1.png,ai,gan/2,a/b,photo\n2.png,real,cam/4,,\n",
+        "path,label,group,origin_repo,kind\n1.png,ai,gan/2,a/b,photo\n2.png,real,cam/4,,\n"
+        "3.png,real,shop,alone,render\n",
     )
-    ai, real = read_manifest(path)
-    assert (ai.repository, ai.owner, ai.kind) == ("a/b", "a", "photo")
-    assert (real.repository, real.owner, real.kind) == ("cam/4", "cam/4", "")
+    ai, real, alone = read_dataset(path)
+    assert (ai.owner, ai.kind) == ("a", "photo")
+    assert (real.owner, real.kind) == ("cam/4", "")  # its group, where nobody is named
+    assert (alone.owner, alone.kind) == ("alone", "render")
+
+
+def test_what_people_made_without_a_camera_is_real_and_no_photograph() -> None:
+    made = {
+        (label, kind)
+        for label in (REAL, AI)
+        for kind in ("art", "render", "screen", "photo", "")
+        if Row(Path("a"), label, "g", "o", kind).made
+    }
+    assert made == {(REAL, "art"), (REAL, "render"), (REAL, "screen")}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +85,7 @@ def test_who_published_an_image_and_what_it_shows(tmp_path: Path) -> None:
 def test_an_unusable_manifest_is_one_clear_line(text: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "m.csv", text)
     with pytest.raises(ManifestError, match=message) as refused:
-        read_manifest(path)
+        read_dataset(path)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -80,7 +95,7 @@ def test_another_encoding_is_said_so(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_bytes("path,label,group\na,ai,g\nb,real,caf\u00e9\n".encode(encoding))
     with pytest.raises(ManifestError, match=r"m.csv, line [13]: no UTF-8 text; save it as CSV"):
-        read_manifest(path)
+        read_dataset(path)
 
 
 @pytest.mark.parametrize("separator", [",", ";"])
@@ -94,15 +109,15 @@ def test_what_spreadsheets_write_is_read(
     if separator == ";":
         lines = [line.replace(",", ";").replace("; ", ", ") for line in lines]
     path.write_bytes((mark + end.join(lines)).encode())
-    assert read_manifest(path) == [
-        Row(tmp_path / "a, b.png", AI, "caf\u00e9", "caf\u00e9", "caf\u00e9"),
-        Row(tmp_path / "c.png", REAL, "g", "g", "g"),
+    assert read_dataset(path) == [
+        Row(tmp_path / "a, b.png", AI, "caf\u00e9", "caf\u00e9"),
+        Row(tmp_path / "c.png", REAL, "g", "g"),
     ]
 
 
 def test_a_missing_manifest_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no manifest"):
-        read_manifest(tmp_path / "none.csv")
+        read_dataset(tmp_path / "none.csv")
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -114,12 +129,13 @@ def tree(root: Path, *names: str) -> Path:
 
 def listed(root: Path, split: str | None = None) -> list[tuple[str, int, str]]:
     rows = read_dataset(root, split)
-    return [(row.path.relative_to(root).as_posix(), row.label, row.group) for row in rows]
+    folder = root if root.is_dir() else root.parent
+    return [(row.path.relative_to(folder).as_posix(), row.label, row.group) for row in rows]
 
 
 def test_a_csv_is_a_dataset_too(tmp_path: Path) -> None:
     path = write(tmp_path / "m.csv", "path,label,group\na.png,ai,g\nb.png,real,h\n")
-    assert read_dataset(path, "train") == read_manifest(path, "train")
+    assert listed(path, "train") == [("a.png", AI, "g"), ("b.png", REAL, "h")]
 
 
 def test_generators_with_and_without_classes_in_order(tmp_path: Path) -> None:
@@ -169,7 +185,7 @@ def test_splits_of_genimage_wherever_their_level_stands(tmp_path: Path) -> None:
     assert [name[-5] for name, _, _ in listed(tmp_path, "train")] == ["1", "2"]
     assert listed(tmp_path, "val")[1] == ("val/glide/nature/4.png", REAL, "glide")
     assert len(listed(tmp_path)) == 4
-    with pytest.raises(ManifestError, match="no images of split 'test'"):
+    with pytest.raises(ManifestError, match="split 'test', holds no images"):
         read_dataset(tmp_path, "test")
 
 
@@ -189,14 +205,15 @@ def test_linked_generators_are_followed(tmp_path: Path) -> None:
         (["gan/0_real/1.png", "gan/real/2.png"], r"expected <generator>.* found gan/real/2.png"),
         (["gan/0_real/1.png", "stray.png"], "found stray.png"),
         (["gan/1_fake/1.png", "sd/ai/2.png"], "both classes: all 2 are AI images"),
-        (["gan/0_real/1.png"], "both classes: all 1 are photographs"),
+        (["gan/0_real/1.png"], "both classes: all 1 are real"),
     ],
 )
 def test_a_wrong_layout_says_what_was_expected_and_found(
     names: list[str], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ManifestError, match=message):
-        read_dataset(tree(tmp_path, *names))
+    for split in (None, "train"):
+        with pytest.raises(ManifestError, match=message):
+            read_dataset(tree(tmp_path, *names), split)
 
 
 def test_digest_notices_order_label_and_group() -> None:
@@ -206,26 +223,95 @@ def test_digest_notices_order_label_and_group() -> None:
     assert digest(rows) != digest([rows[0], Row(Path("b"), REAL, "other", "s")])
 
 
-def test_folds_keep_groups_whole_and_classes_balanced() -> None:
-    rows = [
-        Row(Path(f"ai{g}-{i}"), AI, f"gan{g}", "one-repository")
-        for g in range(20)
-        for i in range(5)
+def test_several_lists_are_one_whichever_classes_and_splits_each_has(tmp_path: Path) -> None:
+    head = "path,label,group,split\n"
+    cameras = write(tmp_path / "cameras.csv", head + "1.jpg,real,cam,train\n2.jpg,real,cam,val\n")
+    generated = write(tmp_path / "generated.csv", head + "3.png,ai,gan,train\n")
+    folder = tree(tmp_path / "bench", "sd/1_fake/4.png", "sd/val/1_fake/5.png")
+    several = [cameras, generated, folder]
+
+    def names(split: str | None) -> list[str]:
+        return [row.path.name for row in read_datasets(several, split)]
+
+    assert names("train") == ["1.jpg", "3.png", "4.png"]
+    assert names("val") == ["2.jpg", "4.png", "5.png"]  # `generated` has none
+    assert names(None) == ["1.jpg", "2.jpg", "3.png", "4.png", "5.png"]
+    with pytest.raises(ManifestError, match="both classes: all 1 are AI images"):
+        read_datasets([generated], "train")
+    with pytest.raises(ManifestError, match=r"cameras.csv and .*: all 2 are real"):
+        read_datasets([cameras, cameras])
+    with pytest.raises(ManifestError, match=r"generated.csv, split 'tset', holds no images"):
+        read_datasets([cameras, generated], "tset")
+    with pytest.raises(ManifestError, match="no manifest can be read"):
+        read_datasets([*several, tmp_path / "none.csv"], "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ManifestError, match="found no images"):
+        read_datasets([*several, tmp_path / "empty"], "train")
+
+
+def test_a_file_that_is_listed_twice_is_one_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is reached: what is known of it is told once, and it counts once."""
+    head = "path,label,group\n"
+    (tmp_path / "sub").mkdir()
+    near = write(tmp_path / "sub/m.csv", head + "a.png,ai,g\nb.png,real,h\nb.png,real,h\n")
+    far = write(tmp_path / "m.csv", head + "sub/a.png,ai,g\nsub/../c.png,ai,g\nc.png,ai,g\n")
+    monkeypatch.chdir(tmp_path)
+    for paths in ([near, far], [near, Path("sub/m.csv"), Path("m.csv")]):
+        rows = read_datasets(paths)
+        assert [row.path.name for row in rows] == ["a.png", "b.png", "c.png"]
+    assert len(read_datasets([near])) == 2
+
+
+def publishers(*counts: tuple[int, int]) -> list[Row]:
+    """Of each owner so many real and AI images, in groups of their own."""
+    return [
+        Row(Path(f"{owner}-{label}-{i}"), label, f"{label}-{owner}-{i % 3}", f"owner{owner}")
+        for owner, of in enumerate(counts)
+        for label in (REAL, AI)
+        for i in range(of[label])
     ]
-    rows += [
-        Row(Path(f"r{g}-{i}"), REAL, f"cam{g}", f"site{g // 2}")
-        for g in range(12)
-        for i in range(9)
-    ]
-    assigned = folds(rows, 4)
-    assert assigned == folds(rows, 4)
-    seen = defaultdict(set)
-    for row, fold in zip(rows, assigned, strict=True):
-        seen[row.group if row.label == AI else row.repository].add(fold)
-    assert all(len(where) == 1 for where in seen.values())
-    assert {row.unit for row in rows if row.label == AI} == {f"gan{g}" for g in range(20)}
-    assert {row.unit for row in rows if row.label == REAL} == {f"site{g}" for g in range(6)}
-    for fold in range(4):
-        labels = [row.label for row, f in zip(rows, assigned, strict=True) if f == fold]
-        assert labels.count(AI) == 25
-        assert labels.count(REAL) > 0
+
+
+def loads(rows: list[Row], assigned: list[int], count: int) -> dict[int, list[int]]:
+    """Images of each class in each fold."""
+    pairs = Counter((row.label, fold) for row, fold in zip(rows, assigned, strict=True))
+    return {label: [pairs[label, fold] for fold in range(count)] for label in (REAL, AI)}
+
+
+def test_folds_balance_both_classes_at_once() -> None:
+    rows = publishers(*[(9, 3)] * 4, *[(6, 0)] * 8, *[(0, 5)] * 12)
+    assert loads(rows, folds(rows, 4), 4) == {REAL: [21] * 4, AI: [18] * 4}
+    # One that brings more of one class than a fold has room for gets nothing else of it.
+    rows = publishers((40, 1), *[(5, 0)] * 8, *[(0, 5)] * 8)
+    spread = loads(rows, folds(rows, 3), 3)
+    assert spread[REAL] == [40, 20, 20]
+    assert max(spread[AI]) - min(spread[AI]) <= 5
+
+
+OWNERS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=20)
+
+
+@given(OWNERS, st.integers(2, 6), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_folds_keep_owners_whole_whatever_order_they_are_listed_in(
+    counts: list[tuple[int, int]], count: int, random: Random
+) -> None:
+    rows = publishers(*counts)
+    assigned = folds(rows, count)
+    assert all(0 <= fold < count for fold in assigned)
+    pairs = {(row.owner, fold) for row, fold in zip(rows, assigned, strict=True)}
+    assert len(pairs) == len({row.owner for row in rows})
+    shuffled = random.sample(rows, len(rows))
+    place = dict(zip(rows, assigned, strict=True))
+    assert folds(shuffled, count) == [place[row] for row in shuffled]
+
+
+@given(st.lists(st.integers(1, 12), max_size=20), st.lists(st.integers(1, 12), max_size=20))
+@settings(deadline=None)
+def test_no_fold_has_more_than_one_owner_too_many(real: list[int], ai: list[int]) -> None:
+    rows = publishers(*[(size, 0) for size in real], *[(0, size) for size in ai])
+    spread = loads(rows, folds(rows, 3), 3)
+    for label, sizes in ((REAL, real), (AI, ai)):
+        assert max(spread[label]) - min(spread[label]) <= max(sizes, default=0)

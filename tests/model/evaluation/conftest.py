@@ -27,16 +27,16 @@ def detector(checkpoint: Path, tiny_tower: Path) -> Detector:
 
 @pytest.fixture
 def toned(tmp_path: Path) -> list[Row]:
-    """Dark photographs and bright AI images, of four sources each."""
+    """Dark photographs and bright AI images, of four owners each."""
     rng = np.random.default_rng(0)
     rows = []
     for index in range(32):
-        label, unit = index % 2, f"{('camera', 'gan')[index % 2]}{index // 2 % 4}"
+        label, owner = index % 2, f"{('camera', 'gan')[index % 2]}{index // 2 % 4}"
         low = int(rng.integers(0, 60)) + 120 * label
         pixels = rng.integers(low, low + 76, (100, 120, 3), dtype=np.uint8)
         path = tmp_path / f"toned-{index}.png"
         Image.fromarray(pixels).save(path)
-        rows.append(Row(path, label, unit, unit))
+        rows.append(Row(path, label, owner, owner))
     return rows
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.checkpoint import Metadata
+from model.checkpoint import Metadata, read_checkpoint, write_checkpoint
 from model.data.degrade import CONDITIONS
 from model.data.manifest import AI, REAL, Row, digest, read_dataset
 from model.detector import Detector
@@ -13,6 +14,7 @@ from model.errors import ModelError
 from model.evaluation.evaluate import evaluate, trained_on
 from model.evaluation.report import build_report, summary, to_markdown
 from model.images import read_picture
+from model.verdicts import QualityRule, Thresholds, Verdict
 from tests.conftest import CPU
 from tests.images import photo
 
@@ -23,7 +25,7 @@ def rows(tmp_path: Path) -> list[Row]:
     for index in range(20):
         path = tmp_path / f"{index}.png"
         photo(100, 90, index).save(path)
-        rows.append(Row(path, index % 2, ("camera", "flux")[index % 2], "r"))
+        rows.append(Row(path, index % 2, ("camera", "flux")[index % 2], f"owner{index // 4}"))
     return rows
 
 
@@ -104,7 +106,8 @@ def test_a_condition_is_a_row_of_its_list(
     monkeypatch.setitem(CONDITIONS, "upside down", lambda image, _: image.rotate(180))
     predictions = evaluate(rows, detector, conditions=["upside down"])
     report = build_report(rows, predictions, detector, data="a set", command="nsnet", seen=False)
-    assert "### upside down" in to_markdown(report)
+    assert "| upside down | 20 |" in to_markdown(report)
+    assert "ten images or more, upside down copies" in to_markdown(report)
 
 
 def test_whether_a_checkpoint_has_seen_the_images(rows: list[Row], metadata: Metadata) -> None:
@@ -120,16 +123,18 @@ def test_the_report_says_what_was_judged(rows: list[Row], detector: Detector) ->
         rows, predictions, detector, data="a set", command="nsnet evaluate x", seen=False
     )
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert report["data"]["images"] == {"real": 10, "ai": 10}
+    assert report["data"]["images"] == {"real": 10, "made": 0, "ai": 10}
+    assert report["data"]["owners"] == 5
     assert list(report["consistency"]) == ["jpeg60"]
     text = to_markdown(report)
     for said in (
         detector.about.sha256,
         "nsnet evaluate x",
-        "10 photographs of 1 groups",
+        "10 photographs of 1 groups, 10 AI images of 1 groups; of 5 owners",
         "run by torch, products in float32, all else in float32, on cpu, adaptive canvases",
-        "| flux |",
+        "| flux | 10 |",
         "photographs: ai_generated",
+        "groups.csv",
     ):
         assert said in text
     header, cells = summary(report)
@@ -137,3 +142,43 @@ def test_the_report_says_what_was_judged(rows: list[Row], detector: Detector) ->
     assert all(len(row) == len(header) for row in cells)
     auc = report["conditions"]["clean"]["overall"]["auc"]
     assert cells[0][header.index("AUC")].startswith(f"{100 * auc:.1f} (")
+
+
+def test_what_people_made_is_told_apart_from_photographs(
+    rows: list[Row], detector: Detector
+) -> None:
+    rows = [
+        dataclasses.replace(row, kind="art") if row.label == REAL and index < 8 else row
+        for index, row in enumerate(rows)
+    ]
+    predictions = evaluate(rows, detector, conditions=["clean"])
+    report = build_report(rows, predictions, detector, data="a set", command="nsnet", seen=False)
+    assert report["data"]["images"] == {"real": 6, "made": 4, "ai": 10}
+    clean = report["conditions"]["clean"]
+    assert clean["overall"]["images"] == report["data"]["images"]
+    assert clean["groups"]["made"]["camera"]["images"] == 4
+    text = to_markdown(report)
+    assert "6 photographs of 1 groups, 4 art, renders and screens of 1 groups, 10 AI" in text
+    assert "art called AI" in text
+
+
+def test_pictures_of_low_quality_are_marked_and_not_accused(
+    rows: list[Row], detector: Detector, telling: Path, tiny_tower: Path
+) -> None:
+    stored = read_checkpoint(telling)
+    verdicts = stored.metadata.verdicts.model_copy(
+        update={
+            "quality": QualityRule(min_side=95, min_sharpness=0, max_blockiness=1000),
+            "thresholds": Thresholds(real_below=0, ai_above=0),
+        }
+    )
+    metadata = stored.metadata.model_copy(update={"verdicts": verdicts})
+    write_checkpoint(telling, stored.tensors, metadata)
+    strict = Detector.load(telling, backbone=tiny_tower, runtime=CPU, canvases="all")
+    large = rows[0].path.with_name("large.png")
+    photo(100, 96).save(large)
+    part = evaluate(
+        [*rows, dataclasses.replace(rows[0], path=large)], strict, conditions=["clean"]
+    )["clean"]
+    assert part.low_quality.tolist() == [True] * 20 + [False]  # of 90 px
+    assert part.verdicts == [Verdict.UNCERTAIN] * 20 + [Verdict.AI_GENERATED]

@@ -8,7 +8,7 @@ import pytest
 from accelerate import Accelerator
 from pydantic import ValidationError
 
-from model.data.manifest import read_manifest
+from model.data.manifest import read_dataset
 from model.errors import ModelError
 from model.network import NSNetConfig
 from model.training.ablation import ablate, variants
@@ -38,7 +38,7 @@ def test_the_chosen_sections_are_trained_and_tabled(
     monkeypatch.setattr("model.tower.sources.cached_path", lambda *_: tiny_tower)
     texts = tmp_path / "texts.npy"
     np.save(texts, np.random.default_rng(0).normal(size=(60, 24)).astype(np.float32))
-    rows = read_manifest(toy_images(tmp_path, 32), "train")
+    rows = read_dataset(toy_images(tmp_path, 32), "train")
     table = ablate(
         rows,
         [texts],
@@ -51,11 +51,14 @@ def test_the_chosen_sections_are_trained_and_tabled(
         only=["tower"],
         rank=4,
     )
-    assert table.startswith("32 images, 1 of 2 folds of left-out groups;")
+    assert table.startswith("32 images, 1 of 2 folds of left-out owners;")
     assert (tmp_path / "out/ablation.md").read_text() == table
+    assert "| clean: AUC |" in table
+    assert "jpeg60" not in table
     results = json.loads((tmp_path / "out/ablation.json").read_text())
     assert [row["name"] for row in results["rows"]] == ["frozen", "LoRA on blocks (2, 3)"]
     for row in results["rows"]:
+        assert {"clean", "equalised", "jpeg60", "corner"} <= row.keys()
         clean = row["clean"]
         assert clean["auc"] > 0.75  # chance is 0.5
         low, high = clean["auc_95"]

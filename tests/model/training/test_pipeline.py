@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from model.checkpoint import read_checkpoint
 from model.data import copies
 from model.data.copies import DEGRADED, EQUALISED
-from model.data.manifest import Row, read_manifest
+from model.data.manifest import Row, read_dataset
 from model.detector import Detector
 from model.errors import ModelError
 from model.hardware import Runtime
@@ -98,7 +98,7 @@ def run(folder: Path, options: TrainOptions, name: str = "a", **changes: Any) ->
         "command": "a test",
     }
     arguments |= changes
-    rows = read_manifest(folder / "manifest.csv", "train")
+    rows = read_dataset(folder / "manifest.csv", "train")
     train(rows, options=options, out=out, name="tiny", version="0.0.1", **arguments)
     return out
 
@@ -121,7 +121,7 @@ def test_training_runs_on_a_gpu_in_bfloat16(tmp_path: Path, tower: Path, way: st
     runtime = Runtime.resolve("cuda", "bfloat16", "torch")
     out = run(tmp_path, WAYS[way], runtime=runtime, accelerator=Accelerator())
     detector = Detector.load(out, backbone=tower, runtime=Runtime.resolve("cuda"))
-    rows = read_manifest(tmp_path / "manifest.csv", "train")
+    rows = read_dataset(tmp_path / "manifest.csv", "train")
     detections = detector.detect([np.array(Image.open(row.path).convert("RGB")) for row in rows])
     scores = np.array([detection.score for detection in detections])
     labels = np.array([row.label for row in rows])
@@ -131,7 +131,7 @@ def test_training_runs_on_a_gpu_in_bfloat16(tmp_path: Path, tower: Path, way: st
 @pytest.mark.parametrize("way", ["frozen", "live"])
 def test_left_out_images_are_scored_as_in_service(way: str, tmp_path: Path) -> None:
     """After the first look, and by all canvases."""
-    rows = read_manifest(toy_images(tmp_path, 8), "train")
+    rows = read_dataset(toy_images(tmp_path, 8), "train")
     changes = {"views": WHOLE, "lora_fit": TUNE}
     whole = experiment(tmp_path, WAYS[way].model_copy(update=changes), rows)
     everything = torch.ones(len(rows), dtype=torch.bool)
@@ -152,6 +152,22 @@ def test_left_out_images_are_scored_as_in_service(way: str, tmp_path: Path) -> N
     assert scored.all == pytest.approx(every, abs=1e-2)
     assert np.ptp(scored.all) > 0.1
     assert np.abs(scored.all - scored.first).max() > 0.1
+
+
+def test_adapters_read_each_canvas_own_states_where_an_image_has_changed(tmp_path: Path) -> None:
+    """Its new states stand after all others."""
+    few = TUNE.model_copy(update={"steps": 3})
+    options = WAYS["lora"].model_copy(update={"lora_fit": few})
+    rows = read_dataset(toy_images(tmp_path, 8), "train")
+    experiment(tmp_path, options, rows)
+    rows[0].path.write_bytes(rows[1].path.read_bytes())
+    everything = torch.ones(8, dtype=torch.bool)
+    scores = []
+    for folder in (tmp_path, tmp_path / "other"):
+        of = experiment(folder, options, rows)
+        scores.append(of.score(of.fit(everything), everything)["clean"].all)
+    assert scores[0] == pytest.approx(scores[1], abs=1e-2)
+    assert np.ptp(scores[0]) > 0.1
 
 
 @pytest.mark.parametrize("way", [*CACHED, pytest.param("live", marks=pytest.mark.slow)])
@@ -180,11 +196,11 @@ def test_a_checkpoint_is_trained_recorded_and_detects(
     stored = read_checkpoint(out)
     assert stored.ranges is not None
     metadata = stored.metadata
-    held_out = metadata.evaluation["leave_group_out"]
+    held_out = metadata.evaluation["left_out_owners"]
     assert held_out["clean"]["auc"] > 0.9
-    assert held_out["clean"]["images"] == {"real": 24, "ai": 23}
+    assert held_out["clean"]["images"] == {"real": 24, "made": 0, "ai": 23}
     assert held_out["clean"]["skipped"] == {"unusable": 1}
-    assert held_out["folds"].startswith("2 of 2 folds of left-out groups; each one's cuts")
+    assert held_out["folds"].startswith("2 of 2 folds of left-out owners; each one's cuts")
     # Not by construction: the cuts are the other fold's.
     assert held_out["equalised"]["real_called_ai"] <= 0.25
     assert held_out["clean"]["groups"]["real"].keys() == {f"real{index}" for index in range(4)}
@@ -257,11 +273,16 @@ def test_one_look_has_a_calibration_of_its_own(tmp_path: Path) -> None:
 
 
 def test_heads_are_fitted_anew_to_a_tower_that_was_adapted_before(
-    tmp_path: Path, tower: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy_images(tmp_path, 24)
     first = run(tmp_path, WAYS["distil"], "first")
     stored = read_checkpoint(first)
+    with monkeypatch.context() as patch:  # it is the same tower: all it gave is in the cache
+        patch.setattr(features, "_extract", None)
+        same = read_checkpoint(run(tmp_path, WAYS["distil"], "same", adapted=stored))
+    assert same.tensors.keys() == stored.tensors.keys()
+    assert all(torch.equal(same.tensors[name], own) for name, own in stored.tensors.items())
     openvino = replace(CPU, engine="openvino")
     second = run(tmp_path, WAYS["distil"], "second", adapted=stored, runtime=openvino)
     again = read_checkpoint(second)
@@ -285,7 +306,7 @@ def test_heads_are_fitted_anew_to_a_tower_that_was_adapted_before(
 def test_live_training_draws_copies_by_the_shares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = read_manifest(toy_images(tmp_path, 8), "train")
+    rows = read_dataset(toy_images(tmp_path, 8), "train")
     drawn = set()
     fresh = copies.copy_of
 
@@ -367,19 +388,19 @@ def test_only_the_first_folds_are_measured(tmp_path: Path) -> None:
     toy_images(tmp_path)
     options = WAYS["frozen"].model_copy(update={"folds": 4, "measured_folds": 1})
     metadata = read_checkpoint(run(tmp_path, options)).metadata
-    held_out = metadata.evaluation["leave_group_out"]
-    assert held_out["clean"]["images"] == {"real": 6, "ai": 6}
-    # One unit of each class cannot be halved.
-    assert held_out["folds"].startswith("1 of 4 folds of left-out groups; its units halved")
+    held_out = metadata.evaluation["left_out_owners"]
+    assert held_out["clean"]["images"] == {"real": 6, "made": 0, "ai": 6}
+    # One owner of each class cannot be halved.
+    assert held_out["folds"].startswith("1 of 4 folds of left-out owners; its owners halved")
     assert "nothing to choose its rules on" in held_out["no_verdicts"]
     assert "real_called_ai" not in held_out["clean"]
     assert "1 of 4 folds" in metadata.verdicts.calibrations.all.fitted_on
     assert {p.name for p in (tmp_path / "a").glob("*/")} == {"fold-0", "all"}
 
 
-def test_more_folds_than_groups_are_refused(tmp_path: Path) -> None:
+def test_more_folds_than_owners_are_refused(tmp_path: Path) -> None:
     toy_images(tmp_path, 24)
-    with pytest.raises(ModelError, match="at least 5 groups"):
+    with pytest.raises(ModelError, match="at least 5 owners"):
         run(tmp_path, WAYS["frozen"].model_copy(update={"folds": 5}))
 
 
@@ -403,7 +424,7 @@ def test_the_tower_may_be_of_half_precision(
 ) -> None:
     toy_images(tmp_path, 24)
     out = run(tmp_path, WAYS[way], runtime=replace(CPU, dtype=dtype))
-    assert read_checkpoint(out).metadata.evaluation["leave_group_out"]["clean"]["auc"] > 0.8
+    assert read_checkpoint(out).metadata.evaluation["left_out_owners"]["clean"]["auc"] > 0.8
     assert all(tensor.dtype == torch.float32 for tensor in load_file(out).values())
 
 

@@ -17,6 +17,7 @@ from model.views.patches import (
     select_patches,
 )
 from model.views.plan import ViewPlan
+from model.views.quality import measure_quality
 from tests.model.views.test_patches import noise, textured
 
 WINDOW = PatchRule(patch_size=64, canvas_size=64, canvases=1, high_share=1.0)
@@ -104,6 +105,14 @@ def test_a_look_keeps_no_pixel_array(size: tuple[int, int], adaptive: bool) -> N
     assert (look.more is not None) == adaptive
     if look.more is not None:
         assert look.more().shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("size", [(64, 80), (2000, 300)])
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_a_look_says_what_the_whole_picture_is_worth(size: tuple[int, int], adaptive: bool) -> None:
+    """Measured at native resolution, not on the canvases."""
+    image = textured(*size)
+    assert BOTH.look(image, adaptive=adaptive).quality == measure_quality(image)
 
 
 def test_plans_without_the_whole_image_look_at_everything() -> None:
