@@ -100,8 +100,12 @@ def calibrate(
     to: Annotated[Path, typer.Option(help="the checkpoint to write")],
     split: _Split = "val",
     accused: Annotated[
-        float, typer.Option(help="largest share of photographs called ai_generated")
+        float,
+        typer.Option(help="largest share of photographs called ai_generated, a mean over owners"),
     ] = 0.007,
+    accused_images: Annotated[
+        float, typer.Option(help="likewise of all photographs, whoever published them")
+    ] = 0.01,
     accused_made: Annotated[
         float, typer.Option(help="likewise of pictures people made: kinds art, render and screen")
     ] = 0.03,
@@ -136,6 +140,7 @@ def calibrate(
         detector,
         data=_named(data, split),
         accused=accused,
+        accused_images=accused_images,
         accused_made=accused_made,
         missed=missed,
         held_back=held_back,

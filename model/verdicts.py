@@ -249,6 +249,7 @@ class Logits:
         row: int64 [n], index of each image in the list.
         labels: int64 [n], 1 = AI.
         made: bool [n], real, but made without a camera (`manifest.Row.made`).
+        owners: str [n], who published each.
         first: float64 [n], after the first look alone.
         all: float64 [n], of all canvases.
         window: float64 [n], the mean of native windows alone; NaN where there is none.
@@ -259,6 +260,7 @@ class Logits:
     row: NDArray[np.int64]
     labels: Labels
     made: NDArray[np.bool_]
+    owners: NDArray[np.str_]
     first: Scores
     all: Scores
     window: Scores
@@ -277,7 +279,7 @@ class Logits:
         return Logits(**arrays, skipped=self.skipped)
 
 
-_PER_IMAGE = ("row", "labels", "made", "first", "all", "window", "quality")
+_PER_IMAGE = ("row", "labels", "made", "owners", "first", "all", "window", "quality")
 
 
 def fit_calibration(labels: Labels, logits: Scores, fitted_on: str) -> Calibration:
@@ -306,19 +308,34 @@ class Promise:
     """What rules are to hold to, under the worst of several conditions.
 
     Attributes:
-        accused: largest share of photographs that may be called `ai_generated`.
-        accused_made: likewise of pictures that people made without a camera.
+        accused: largest share of photographs that may be called `ai_generated`, a mean over their
+            owners, each counting once: what another owner is to expect.
+        accused_images: likewise, of all photographs, whoever published them.
+        accused_made: likewise of all pictures that people made without a camera.
         missed: largest share of AI images that may be called `real`.
-        held_back: largest share of ordinary photographs, clean, that are of low quality by each
-            measurement.
+        held_back: largest share of ordinary photographs, clean, that are of low quality by
+            sharpness, and likewise by blockiness.
+        min_side: of the shorter side, pixels: what is smaller is of low quality.
         margins: taken as they are.
     """
 
     accused: float
+    accused_images: float
     accused_made: float
     missed: float
     held_back: float
+    min_side: float
     margins: Margins
+
+
+def _calibration_if_any(labels: Labels, logits: Scores, fitted_on: str) -> Calibration | None:
+    """Of evidence that no verdict stands on: None where it has one class, or tells none apart."""
+    if len(np.unique(labels)) < 2:
+        return None
+    try:
+        return fit_calibration(labels, logits, fitted_on)
+    except ModelError:
+        return None
 
 
 def fit_thresholds(
@@ -335,30 +352,54 @@ def fit_thresholds(
     above, below = [0.0], [1.0]
     for part, scores in conditions:
         accusing = np.where(quality.low_of(part.quality), 0.0, scores)
-        for of, share in ((part.photographs, promise.accused), (part.made, promise.accused_made)):
-            if of.any():
-                above.append(float(np.quantile(accusing[of], 1 - share, method="higher")))
+        once = _once(part.owners, part.photographs)
+        for weights, share in (
+            (once, promise.accused),
+            (part.photographs.astype(float), promise.accused_images),
+            (part.made.astype(float), promise.accused_made),
+        ):
+            if weights.any():
+                above.append(_exceeded(accusing, weights, share))
         below.append(float(np.quantile(scores[part.labels == 1], promise.missed, method="lower")))
     # A score equal to a cut is on its upper side; the worst photograph must stay below it.
     ai_above = min(1.0, float(np.nextafter(max(above), 2)))
     return Thresholds(real_below=min(*below, ai_above), ai_above=ai_above)
 
 
-def fit_quality(clean: Logits, share: float) -> QualityRule:
-    """Bounds that so many ordinary photographs are out of, by each measurement.
+def _once(owners: NDArray[np.str_], chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Weights by which each owner counts once: float64 [n], 0 for images that are not chosen."""
+    weights = np.zeros(len(chosen))
+    if chosen.any():
+        _, unit, images = np.unique(owners[chosen], return_inverse=True, return_counts=True)
+        weights[chosen] = 1 / images[unit]
+    return weights
+
+
+def _exceeded(scores: Scores, weights: NDArray[np.float64], share: float) -> float:
+    """The lowest score that images of no more than this share of the weight lie above."""
+    order = np.argsort(-scores)
+    order = order[weights[order] > 0]
+    until = np.cumsum(weights[order])
+    place = np.searchsorted(until, share * until[-1] * (1 + 1e-9), side="right")
+    return float(scores[order][min(place, len(order) - 1)])
+
+
+def fit_quality(clean: Logits, promise: Promise) -> QualityRule:
+    """Bounds that so many ordinary photographs are out of, by sharpness and by blockiness.
 
     Args:
         clean: photographs as they were published among them.
-        share: of photographs.
+        promise: see `Promise`.
 
     Raises:
         ModelError: there is no photograph.
     """
     if not clean.photographs.any():
         raise ModelError("no photograph among the held-out images: quality has no bounds")
-    side, sharpness, blockiness = clean.quality[clean.photographs].T
+    _, sharpness, blockiness = clean.quality[clean.photographs].T
+    share = promise.held_back
     return QualityRule(
-        min_side=float(np.quantile(side, share, method="lower")),
+        min_side=promise.min_side,
         min_sharpness=float(np.quantile(sharpness, share, method="lower")),
         # At least 1 by its definition, which rounding does not know.
         max_blockiness=max(1.0, float(np.quantile(blockiness, 1 - share, method="higher"))),
@@ -393,13 +434,13 @@ def fit_rules(
     calibrations = Calibrations(
         first=fit_calibration(labels, first, fitted_on),
         all=fit_calibration(labels, every, fitted_on),
-        window=fit_calibration(labels[seen], window[seen], fitted_on) if seen.any() else None,
-        reduced_window=fit_calibration(reduced.labels, reduced.all, fitted_on)
-        if reduced is not None and len(np.unique(reduced.labels)) == 2
-        else None,
+        window=_calibration_if_any(labels[seen], window[seen], fitted_on),
+        reduced_window=None
+        if reduced is None
+        else _calibration_if_any(reduced.labels, reduced.all, fitted_on),
     )
     scored = [(part, calibrations.all.scores(part.all)) for part in conditions.values()]
-    quality = fit_quality(conditions["clean"], promise.held_back)
+    quality = fit_quality(conditions["clean"], promise)
     return VerdictRules(
         calibrations=calibrations,
         thresholds=fit_thresholds(scored, quality, promise),

@@ -65,6 +65,7 @@ PROMISED = ("clean", "equalised", "jpeg60")
 SCORED = {**JUDGED, "reduced": Copy.REDUCED}
 # No promise stands on these: every third image says enough of them.
 _RARE, _THIRD = frozenset({Copy.RESIZE50, Copy.REDUCED}), 3
+_SMALLER = frozenset({Copy.RESIZE50, Copy.CORNER})  # may be too small of an image that is not
 _CONDITION_OF = {kind: CONDITIONS[name] for name, kind in JUDGED.items()}
 _REDUCED_SIDE = 448  # short side of a copy that windows of 224 px cover twice
 NO_PIXELS = torch.empty(0, dtype=torch.uint8)
@@ -139,7 +140,7 @@ def canvases_of(
         how: the degraded copies' distribution.
 
     Raises:
-        ImageError: the image cannot be read, or a copy that is made of every image is too small.
+        ImageError: the image cannot be read or is too small.
     """
     name = row.path.name
     image = _read(row)
@@ -160,7 +161,7 @@ def canvases_of(
                 pixels, generator=jitter if kind in (DEGRADED, Copy.ANY) else None
             )
         except ImageTooSmallError:
-            if kind not in _RARE:
+            if kind not in _SMALLER:
                 raise
             continue
         quality = measure_quality(pixels)

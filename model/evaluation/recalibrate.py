@@ -30,6 +30,7 @@ def recalibrate(
     *,
     data: str,
     accused: float,
+    accused_images: float,
     accused_made: float,
     missed: float,
     held_back: float,
@@ -48,7 +49,8 @@ def recalibrate(
         rows: the images, none of them trained on.
         detector: gives the logits; loaded with `canvases="all"`.
         data: the data set and split, in words.
-        accused: see `Promise`, as the other three.
+        accused: see `Promise`, as the other four.
+        accused_images: of photographs, whoever published them.
         accused_made: of pictures made without a camera; without any it promises nothing.
         missed: of AI images.
         held_back: of photographs, by each measurement of quality.
@@ -67,6 +69,7 @@ def recalibrate(
         raise ModelError("the checkpoint was trained on these images; calibrate on others")
     shares = {
         "accused": accused,
+        "accused_images": accused_images,
         "accused_made": accused_made,
         "missed": missed,
         "held_back": held_back,
@@ -74,8 +77,8 @@ def recalibrate(
     for name, share in shares.items():
         if not 0 < share < 1:
             raise ModelError(f"{name} is {share}; it must be between 0 and 1")
-    promise = Promise(**shares, margins=stored.metadata.verdicts.margins)
     plan = stored.metadata.views
+    promise = Promise(**shares, min_side=plan.canvas_size, margins=stored.metadata.verdicts.margins)
     if detector.about.canvases != "all":
         raise ModelError("to calibrate, the detector must look at all canvases: canvases='all'")
 
@@ -109,6 +112,7 @@ def _logits(rows: Sequence[Row], part: Answers, plan: ViewPlan) -> Logits:
         row=np.array(part.row, dtype=np.int64),
         labels=np.array([row.label for row in chosen], dtype=np.int64),
         made=np.array([row.made for row in chosen]),
+        owners=np.array([row.owner for row in chosen]),
         first=first,
         all=every,
         window=_windows(first, every, plan),

@@ -56,7 +56,13 @@ class TrainOptions(BaseModel):
         None, ge=1, description="folds that are trained without; None: all, else the first ones"
     )
     accused: float = Field(
-        0.007, gt=0, lt=1, description="share of held-out photographs that may be accused"
+        0.007,
+        gt=0,
+        lt=1,
+        description="share of held-out photographs that may be accused, a mean over owners",
+    )
+    accused_images: float = Field(
+        0.01, gt=0, lt=1, description="likewise of all of them, whoever published them"
     )
     accused_made: float = Field(
         0.03, gt=0, lt=1, description="likewise of pictures made without a camera"
@@ -106,9 +112,11 @@ class TrainOptions(BaseModel):
         """What the checkpoint's rules are to hold to."""
         return Promise(
             accused=self.accused,
+            accused_images=self.accused_images,
             accused_made=self.accused_made,
             missed=self.missed,
             held_back=self.held_back,
+            min_side=self.views.canvas_size,  # a smaller picture is enlarged to fill one
             margins=self.margins,
         )
 

@@ -116,6 +116,7 @@ def logits_by_image(
         row=unique.numpy(),
         labels=np.array([row.label for row in chosen], dtype=np.int64),
         made=np.array([row.made for row in chosen]),
+        owners=np.array([row.owner for row in chosen]),
         first=torch.stack([plan.combine(of[: plan.first].unbind()) for of in each]).numpy(),
         all=torch.stack([plan.combine(of.unbind()) for of in each]).numpy(),
         window=torch.stack([of.mean() if len(of) else none for of in windows]).numpy(),
@@ -131,6 +132,6 @@ def joined(parts: Sequence[Logits]) -> Logits:
         skipped.update(part.skipped)
     arrays = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("row", "labels", "made", "first", "all", "window", "quality")
+        for name in ("row", "labels", "made", "owners", "first", "all", "window", "quality")
     }
     return Logits(**arrays, skipped=dict(skipped))

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from cli.train import _options, _rows
+from cli.environment import rows_of
+from cli.train import _options
 from model.errors import ModelError
 from model.training.lora import LoraOptions
 from model.training.options import TrainOptions, preset
@@ -55,10 +56,10 @@ def test_what_are_no_options_is_one_line(content: str, tmp_path: Path) -> None:
 def test_an_image_of_several_splits_is_trained_on_once(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("path,label,group\na.png,ai,g\nb.png,real,h\n")
-    assert [row.path.name for row in _rows(path, "train,val")] == ["a.png", "b.png"]
+    assert [row.path.name for row in rows_of([path], "train,val")] == ["a.png", "b.png"]
     path.write_text(
         "path,label,group,split\nc.png,ai,g,val\nd.png,real,h,val\n"
         "a.png,ai,g,train\nb.png,real,h,train\n"
     )
-    names = [row.path.name for row in _rows(path, "train,val")]
+    names = [row.path.name for row in rows_of([path], "train,val")]
     assert names == ["a.png", "b.png", "c.png", "d.png"]

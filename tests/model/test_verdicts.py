@@ -271,7 +271,15 @@ def test_logits_worse_than_chance_cannot_be_calibrated() -> None:
 
 
 MARGINS = Margins(clearing=0.1, accusing=0.2)
-PROMISE = Promise(accused=0.01, accused_made=0.03, missed=0.05, held_back=0.02, margins=MARGINS)
+PROMISE = Promise(
+    accused=0.01,
+    accused_images=0.01,
+    accused_made=0.03,
+    missed=0.05,
+    held_back=0.02,
+    min_side=224,
+    margins=MARGINS,
+)
 GOOD = Quality(512, 2.0, 1.0)
 NO_BOUNDS = QualityRule(min_side=0, min_sharpness=0, max_blockiness=100)
 
@@ -283,6 +291,7 @@ def logits_of(labels: Labels, every: Scores, **changes: Any) -> Logits:
         row=np.arange(count),
         labels=labels,
         made=np.zeros(count, dtype=np.bool_),
+        owners=np.arange(count).astype(str),
         first=every / 4 + 1,
         all=every,
         window=every,
@@ -343,6 +352,24 @@ def test_what_people_made_has_a_promise_of_its_own() -> None:
     assert drawings > 0.1
 
 
+def test_photographs_are_accused_by_owner_and_by_image() -> None:
+    """One owner of many images, hard ones all; a hundred of ten easy ones each."""
+    owners = np.array(["hard"] * 40 + [f"easy{i // 10}" for i in range(1000)] + ["ai"] * 100)
+    labels = (owners == "ai").astype(np.int64)
+    scores = np.concatenate([np.linspace(0.6, 0.9, 40), np.linspace(0.0, 0.5, 1000), np.ones(100)])
+    part = logits_of(labels, scores, owners=owners)
+
+    def cut(**promise: float) -> float:
+        return fit_thresholds([(part, scores)], NO_BOUNDS, replace(PROMISE, **promise)).ai_above
+
+    # One owner in 101 is hard: all of its images may go, each owner counting once.
+    assert cut(accused=0.01, accused_images=0.5) < 0.61
+    # Of the images four in a hundred are: most may not.
+    alone = cut(accused=0.5, accused_images=0.01)
+    assert (scores[(labels == 0) & (scores >= alone)]).size == 10
+    assert cut(accused=0.01, accused_images=0.01) == alone
+
+
 def test_photographs_that_are_held_back_are_not_accused() -> None:
     """The cut need not lie above them: the rule keeps the promise."""
     part = drawn(4000, 2.0, 1)
@@ -380,29 +407,31 @@ def test_bounds_of_quality_hold_back_no_more_photographs_than_promised(
         axis=1,
     )
     clean = drawn(count, 1.0, 0, made=np.arange(count) % 6 == 2, quality=quality)
-    bounds = fit_quality(clean, share)
-    side, sharpness, blockiness = quality[clean.photographs].T
-    photographs = len(side)
-    out = [side < bounds.min_side, sharpness < bounds.min_sharpness]
-    for low in (*out, blockiness > bounds.max_blockiness):
+    promise = replace(PROMISE, held_back=share)
+    bounds = fit_quality(clean, promise)
+    assert bounds.min_side == PROMISE.min_side
+    _, sharpness, blockiness = quality[clean.photographs].T
+    photographs = len(sharpness)
+    for low in (sharpness < bounds.min_sharpness, blockiness > bounds.max_blockiness):
         assert low.sum() <= share * photographs
         assert low.sum() >= share * photographs - 2
-    assert bounds.low_of(quality[clean.photographs]).mean() <= 3 * share
+    large = clean.photographs & (quality[:, 0] >= PROMISE.min_side)
+    assert bounds.low_of(quality[large]).sum() <= 2 * share * photographs
     # Others have no say.
     others = np.where(clean.photographs[:, None], quality, 0.0)
-    assert fit_quality(replace(clean, quality=others), share) == bounds
+    assert fit_quality(replace(clean, quality=others), promise) == bounds
 
 
 def test_pictures_without_blocks_have_a_bound_too() -> None:
     """Of a slope, as float32 has it, the ratio is a little below 1."""
     quality = np.tile(np.array([512, 0.0, 1 - 1e-7]), (10, 1))
-    assert fit_quality(drawn(10, 1.0, 0, quality=quality), 0.01).max_blockiness == 1
+    assert fit_quality(drawn(10, 1.0, 0, quality=quality), PROMISE).max_blockiness == 1
 
 
 def test_without_a_photograph_there_are_no_bounds() -> None:
     part = drawn(10, 1.0, 0)
     with pytest.raises(ModelError, match="no photograph"):
-        fit_quality(replace(part, made=part.labels == 0), 0.01)
+        fit_quality(replace(part, made=part.labels == 0), PROMISE)
 
 
 def test_each_kind_of_evidence_is_calibrated_on_its_own_logits_and_the_cuts_are_of_all() -> None:
@@ -421,8 +450,8 @@ def test_each_kind_of_evidence_is_calibrated_on_its_own_logits_and_the_cuts_are_
     assert alone is not None
     assert alone.slope == pytest.approx(2 * whole.slope, rel=0.05)
     assert fitted.calibrations.reduced_window is None
-    assert fitted.quality == fit_quality(conditions["clean"], 0.02)
-    assert fitted.quality == QualityRule(min_side=512, min_sharpness=2.0, max_blockiness=1.0)
+    assert fitted.quality == fit_quality(conditions["clean"], PROMISE)
+    assert fitted.quality == QualityRule(min_side=224, min_sharpness=2.0, max_blockiness=1.0)
     scored = [(part, whole.scores(part.all)) for part in conditions.values()]
     assert fitted.thresholds == fit_thresholds(scored, fitted.quality, PROMISE)
     assert fitted.margins == MARGINS

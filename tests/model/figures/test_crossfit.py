@@ -13,9 +13,11 @@ from model.verdicts import Logits, Margins, Promise, Quality, Reason, Verdict
 
 PROMISE = Promise(
     accused=0.05,
+    accused_images=0.05,
     accused_made=0.1,
     missed=0.05,
     held_back=0.02,
+    min_side=224,
     margins=Margins(clearing=0.25, accusing=0.75),
 )
 
@@ -41,6 +43,7 @@ def logits(rows: list[Row], shift: float, seed: int, owner_noise: float = 0.0) -
         row=np.arange(len(rows)),
         labels=labels,
         made=np.array([row.made for row in rows]),
+        owners=np.array([row.owner for row in rows]),
         first=every + rng.normal(0, 0.3, len(rows)),
         all=every,
         window=np.full(len(rows), np.nan),

@@ -14,7 +14,7 @@ from model.training.heldout import RANKING, _halved, held_out_figures, ranking_f
 from model.training.options import preset
 from model.verdicts import Logits, Scores
 
-OPTIONS = preset("default").model_copy(update={"folds": 4, "accused": 0.05})
+OPTIONS = preset("default").model_copy(update={"folds": 4, "accused": 0.05, "accused_images": 0.05})
 
 
 def listed(owners: int, images: int) -> list[Row]:
@@ -31,6 +31,7 @@ def of(rows: list[Row], every: Scores, first: Scores | None = None) -> Logits:
     return Logits(
         row=np.arange(len(rows)),
         labels=np.array([row.label for row in rows]),
+        owners=np.array([row.owner for row in rows]),
         made=np.array([row.made for row in rows]),
         first=every if first is None else first,
         all=every,
@@ -84,6 +85,8 @@ def test_figures_are_by_source_and_condition_and_say_how_they_came_about() -> No
     assert figures.pop("folds") == (
         "4 of 4 folds of left-out owners; each one's cuts chosen on the others"
     )
+    assert set(figures.pop("ece")) == {"first", "all", "window", "reduced_window"}
+    assert set(figures.pop("second_looks")) == {"real", "made", "ai"}
     assert figures.keys() == {"clean", "equalised"}
     for part in figures.values():
         assert {metric.key for metric in FIGURES} <= part.keys()
