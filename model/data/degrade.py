@@ -181,6 +181,7 @@ CONDITIONS: dict[str, Condition] = {
     "equalised": equalise,
     "jpeg60": _jpeg(60),
     "jpeg40": _jpeg(40),
+    "webp50": lambda image, _: recompress(image, "WEBP", 50),
     "resize50": _resize50,
     "blur1": _blur1,
     "screenshot": _screenshot,
