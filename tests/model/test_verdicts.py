@@ -359,8 +359,9 @@ def test_photographs_are_accused_by_owner_and_by_image() -> None:
     scores = np.concatenate([np.linspace(0.6, 0.9, 40), np.linspace(0.0, 0.5, 1000), np.ones(100)])
     part = logits_of(labels, scores, owners=owners)
 
-    def cut(**promise: float) -> float:
-        return fit_thresholds([(part, scores)], NO_BOUNDS, replace(PROMISE, **promise)).ai_above
+    def cut(accused: float, accused_images: float) -> float:
+        promise = replace(PROMISE, accused=accused, accused_images=accused_images)
+        return fit_thresholds([(part, scores)], NO_BOUNDS, promise).ai_above
 
     # One owner in 101 is hard: all of its images may go, each owner counting once.
     assert cut(accused=0.01, accused_images=0.5) < 0.61
