@@ -6,6 +6,7 @@ the pixels holds it back. All constants here are chosen on data and live in the 
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -277,6 +278,15 @@ class Logits:
         """Some of the images: a mask, bool [n], or indices."""
         arrays = {f: getattr(self, f)[chosen] for f in _PER_IMAGE}
         return Logits(**arrays, skipped=self.skipped)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Logits"]) -> "Logits":
+        """Those of several lists of images, one after the other; at least one."""
+        skipped: Counter[str] = Counter()
+        for part in parts:
+            skipped.update(part.skipped)
+        arrays = {f: np.concatenate([getattr(part, f) for part in parts]) for f in _PER_IMAGE}
+        return cls(**arrays, skipped=dict(skipped))
 
 
 _PER_IMAGE = ("row", "labels", "made", "owners", "first", "all", "window", "quality")

@@ -54,6 +54,11 @@ class Row:
         """Whether people made it without a camera: `real`, and no photograph."""
         return self.label == REAL and self.kind in MADE
 
+    @property
+    def category(self) -> str:
+        """What reports tell apart: `real`, which are photographs, `made` or `ai`."""
+        return "ai" if self.label == AI else "made" if self.made else "real"
+
 
 def read_datasets(paths: Sequence[Path], split: str | None = None) -> list[Row]:
     """Read several manifests or folders (`read_dataset`) as one list; no file is listed twice.

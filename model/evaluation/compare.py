@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from model.data.ahead import ahead
-from model.data.manifest import AI, Row, images_in, read_rows
+from model.data.manifest import Row, images_in, read_rows
 from model.detector import Detector, Look
 from model.errors import ImageError, ModelError
 from model.hardware import spare_pool
@@ -29,6 +29,7 @@ PHOTOGRAPHS, MADE, AI_IMAGES, UNLABELLED = CLASSES = (
     "no label",
 )
 """What images are told apart by, in the order they are shown in."""
+_CLASS_OF = {"real": PHOTOGRAPHS, "made": MADE, "ai": AI_IMAGES}
 
 _BATCH = 8  # images in one forward of each checkpoint
 _AHEAD = 8  # images decoded ahead of the networks
@@ -73,11 +74,7 @@ class Pair:
     @property
     def image_class(self) -> str:
         """Which of `CLASSES`."""
-        if self.row is None:
-            return UNLABELLED
-        if self.row.label == AI:
-            return AI_IMAGES
-        return MADE if self.row.made else PHOTOGRAPHS
+        return UNLABELLED if self.row is None else _CLASS_OF[self.row.category]
 
 
 @dataclass(frozen=True, slots=True)

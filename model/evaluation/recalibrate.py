@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from model.checkpoint import Metadata, read_checkpoint, write_checkpoint
 from model.data.copies import PROMISED
-from model.data.manifest import AI, REAL, Row, digest, folds
+from model.data.manifest import Row, digest, folds
 from model.detector import Detector, Look
 from model.errors import ModelError
 from model.evaluation.evaluate import Answers, ask, trained_on
@@ -19,7 +19,6 @@ from model.verdicts import Logits, Promise, Scores
 from model.views.plan import ViewPlan
 
 _FOLDS = 5
-_PHOTOGRAPHS, _AI = (REAL, False), (AI, False)
 
 
 def recalibrate(
@@ -136,19 +135,15 @@ def _folds(rows: Sequence[Row]) -> tuple[list[int], str]:
     Raises:
         ModelError: a class of one image.
     """
-    owners = Counter(of for of, _ in {(_class(row), row.owner) for row in rows})
+    owners = Counter(of for of, _ in {(row.category, row.owner) for row in rows})
     by_image = [
-        dataclasses.replace(row, owner=str(row.path)) if owners[_class(row)] == 1 else row
+        dataclasses.replace(row, owner=str(row.path)) if owners[row.category] == 1 else row
         for row in rows
     ]
-    sizes = Counter(of for of, _ in {(_class(row), row.owner) for row in by_image})
-    fewest = min(sizes[_PHOTOGRAPHS], sizes[_AI])
+    sizes = Counter(of for of, _ in {(row.category, row.owner) for row in by_image})
+    fewest = min(sizes["real"], sizes["ai"])
     if fewest < 2:
         raise ModelError("a class of one image cannot be calibrated on")
     count = min(_FOLDS, fewest)
-    real, ai = ("image" if owners[of] == 1 else "owner" for of in (_PHOTOGRAPHS, _AI))
+    real, ai = ("image" if owners[of] == 1 else "owner" for of in ("real", "ai"))
     return folds(by_image, count), f"{count}: photographs by {real}, AI images by {ai}"
-
-
-def _class(row: Row) -> tuple[int, bool]:
-    return row.label, row.made

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.data.manifest import AI, Row, digest
+from model.data.manifest import Row, digest
 from model.detector import Detector
 from model.figures.predictions import Predictions
 from model.figures.tables import (
@@ -45,7 +45,7 @@ def build_report(
         seen: whether the checkpoint was trained on these images.
     """
     groups = {name: verdicts_by_group(part) for name, part in predictions.items()}
-    listed = {name: [row for row in rows if _class(row) == name] for name in TITLES}
+    listed = {name: [row for row in rows if row.category == name] for name in TITLES}
     clean = predictions.get("clean")
     return {
         "command": command,
@@ -146,10 +146,6 @@ def _groups(conditions: Mapping[str, Any]) -> list[str]:
         "### Sources with more than a tenth accused",
         worst_table(named) if any(named.values()) else "None of twenty photographs or more.",
     ]
-
-
-def _class(row: Row) -> str:
-    return "ai" if row.label == AI else "made" if row.made else "real"
 
 
 def _counts(data: Mapping[str, Any]) -> list[str]:

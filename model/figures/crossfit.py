@@ -43,6 +43,40 @@ def rules_of(
     return fit_rules(chosen, fitted_on, promise, reduced=reduced)
 
 
+def rules_of_others(
+    fold: Sequence[int],
+    conditions: Mapping[str, Logits],
+    promise: Promise,
+    *,
+    reduced: Logits | None = None,
+) -> dict[int, VerdictRules]:
+    """For each fold the rules chosen on the images outside of it.
+
+    Args:
+        fold: of each image of the list.
+        conditions: see `rules_of`.
+        promise: of the rules.
+        reduced: see `rules_of`.
+
+    Raises:
+        ModelError: as `rules_of`, of the images outside of a fold.
+    """
+    folds = np.asarray(fold)
+    rules = {}
+    for held in np.unique(np.concatenate([folds[part.row] for part in conditions.values()])):
+        others = {
+            name: part.where(folds[part.row] != held) for name, part in promised(conditions).items()
+        }
+        if not all(_both_classes(part) for part in others.values()):
+            raise ModelError(
+                f"outside of fold {held} there are no photographs or no AI images: nothing to "
+                "choose its rules on"
+            )
+        few = None if reduced is None else reduced.where(folds[reduced.row] != held)
+        rules[int(held)] = rules_of(others, "the other folds", promise, reduced=few)
+    return rules
+
+
 def cross_fit(
     rows: Sequence[Row], fold: Sequence[int], conditions: Mapping[str, Logits], promise: Promise
 ) -> dict[str, Predictions]:
@@ -55,20 +89,13 @@ def cross_fit(
         promise: of the rules.
 
     Raises:
-        ModelError: as `rules_of`, of the images outside of a fold.
+        ModelError: as `rules_of_others`.
     """
     folds = {name: np.asarray(fold)[part.row] for name, part in conditions.items()}
     scores = {name: np.empty(len(part.all)) for name, part in conditions.items()}
     verdicts = {name: np.empty(len(part.all), dtype=object) for name, part in conditions.items()}
     low = {name: np.empty(len(part.all), dtype=bool) for name, part in conditions.items()}
-    for held in np.unique(np.concatenate(list(folds.values()))):
-        others = {n: part.where(folds[n] != held) for n, part in promised(conditions).items()}
-        if not all(_both_classes(part) for part in others.values()):
-            raise ModelError(
-                f"outside of fold {held} there are no photographs or no AI images: nothing to "
-                "choose its rules on"
-            )
-        rules = rules_of(others, "the other folds", promise)
+    for held, rules in rules_of_others(fold, conditions, promise).items():
         for name, part in conditions.items():
             inside = np.flatnonzero(folds[name] == held)
             scores[name][inside] = rules.calibrations.all.scores(part.all[inside])

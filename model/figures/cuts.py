@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.copies import PROMISED
+from model.figures.crossfit import promised
 from model.figures.metrics import number
 from model.figures.predictions import classes
 from model.verdicts import Logits, Quality, Reason, VerdictRules
@@ -27,7 +27,7 @@ def cuts(conditions: Mapping[str, Logits], rules: VerdictRules) -> list[dict[str
         For each share of `ACCUSED` the lowest cut of four digits at which no promised condition has
         more of its photographs accused; strictly increasing, so that fewer of them may be left.
     """
-    found = {name: _found(conditions[name], rules) for name in PROMISED if name in conditions}
+    found = {name: _found(part, rules) for name, part in promised(conditions).items()}
     accused = np.max([of["photographs_accused"] for of in found.values()], axis=0)
     places = {_first(accused <= share) for share in ACCUSED}
     return [

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from model.errors import ModelError
-from model.figures.crossfit import promised, rules_of
+from model.figures.crossfit import promised, rules_of_others
 from model.figures.metrics import calibration_error, number
+from model.figures.predictions import classes
 from model.verdicts import Calibrations, Labels, Logits, Promise, Scores
 
 
@@ -27,18 +27,15 @@ def look_figures(
         AI images against photographs and all else that is real; and `second_looks`, the share of
         each class's clean images for which the first look is not enough. None where a figure does
         not exist.
+
+    Raises:
+        ModelError: as `rules_of_others`.
     """
     kinds: dict[str, list[tuple[Labels, Scores]]] = {name: [] for name in Calibrations.model_fields}
-    again: dict[str, list[bool]] = {"real": [], "made": [], "ai": []}
+    again: dict[str, list[bool]] = {}
     folds = np.asarray(fold)
     parts = promised(conditions)
-    for held in np.unique(np.concatenate([folds[part.row] for part in parts.values()])):
-        others = {name: part.where(folds[part.row] != held) for name, part in parts.items()}
-        few = None if reduced is None else reduced.where(folds[reduced.row] != held)
-        try:
-            rules = rules_of(others, "the other folds", promise, reduced=few)
-        except ModelError:
-            return {}
+    for held, rules in rules_of_others(fold, conditions, promise, reduced=reduced).items():
         for part in parts.values():
             inside = part.where(folds[part.row] == held)
             for name, logits in (
@@ -53,9 +50,9 @@ def look_figures(
             scores = _scores(rules.calibrations, "reduced_window", inside.all)
             kinds["reduced_window"].append((inside.labels, scores))
         clean = parts["clean"].where(folds[parts["clean"].row] == held)
-        for logit, label, made in zip(clean.first, clean.labels, clean.made, strict=True):
-            of = "ai" if label else "made" if made else "real"
-            again[of].append(not rules.settled(float(logit)))
+        for of, own in classes(clean.labels, clean.made).items():
+            asked = [not rules.settled(logit) for logit in clean.first[own].tolist()]
+            again[of] = again.get(of, []) + asked
     return {
         "ece": {name: _error(pairs) for name, pairs in kinds.items()},
         "second_looks": {

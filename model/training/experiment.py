@@ -24,13 +24,7 @@ from model.training.adapted import adopt, distilled, frozen_features
 from model.training.features import Features
 from model.training.options import TrainOptions
 from model.training.sampling import sample_weights
-from model.training.scoring import (
-    Scored,
-    joined,
-    logits_by_image,
-    logits_of_images,
-    logits_of_samples,
-)
+from model.training.scoring import Scored, logits_by_image, logits_of_images, logits_of_samples
 from model.training.trainee import Source, TensorSource, Trainee, standardise
 from model.training.trainer import fit
 from model.verdicts import Logits
@@ -312,7 +306,7 @@ class Experiment:
             shown = [f"{_auc(part):.3f} {name}" for name, part in scored[-1].items()]
             log.info("fold %d of %d: AUC %s", index + 1, count, ", ".join(shown))
         return {
-            name: joined([of[name] for of in scored if name in of])
+            name: Logits.joined([of[name] for of in scored if name in of])
             for name in SCORED
             if any(name in of for of in scored)
         }

@@ -1,7 +1,6 @@
 """Logits of images that a network was not trained on: of their canvases, then of each image."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -123,15 +122,3 @@ def logits_by_image(
         quality=scored.quality[ends].double().numpy(),
         skipped={"unusable": skipped} if skipped else {},
     )
-
-
-def joined(parts: Sequence[Logits]) -> Logits:
-    """Those of several folds, one after the other."""
-    skipped: Counter[str] = Counter()
-    for part in parts:
-        skipped.update(part.skipped)
-    arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("row", "labels", "made", "owners", "first", "all", "window", "quality")
-    }
-    return Logits(**arrays, skipped=dict(skipped))
