@@ -1,0 +1,124 @@
+"""`python -m app.decoding.child SOCKET`: decodes one image after another, for `pool.Decoders`.
+
+Each comes as a message and a file in memory. The file's bytes are replaced by the pixels, and a
+message says what they are. Loads what decodes, and nothing else: no torch, no settings, no keys.
+"""
+
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from model.hardware import memory, return_memory
+from model.images import ImageError, Limits, decode
+
+READY = b"ready"
+MESSAGE_BYTES = 16384
+
+_MIB = 1 << 20
+# What `decode` takes at its peak, in any format and mode, as `benchmarks/memory.py` measures it.
+_BYTES_PER_PIXEL = 17
+_COPIES = 3  # of a file: itself, without its metadata, and what its metadata unpack to
+_SPARE_BYTES = 256 * _MIB  # address space, for stacks of decoders' threads and tables
+# Whatever leaks does so into a process that ends before it matters.
+_SERVED = 2_000
+_GROWN_BYTES = 96 * _MIB
+_LARGE_BYTES = 4 * _MIB  # of pixels: what was freed is given back at once
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What goes with a file.
+
+    Attributes:
+        limits: what it may have at most.
+        cpu_s: CPU seconds that it may cost; at least 1.
+    """
+
+    limits: Limits
+    cpu_s: int
+
+    def encode(self) -> bytes:
+        """As it is sent."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, message: bytes) -> Self:
+        """As it is received."""
+        fields = json.loads(message)
+        return cls(Limits(**fields["limits"]), fields["cpu_s"])
+
+
+def serve(connection: socket.socket) -> None:
+    """Decode until the other end closes, or this process is worn out."""
+    virtual, resident = memory()
+    connection.send(READY)
+    left = _SERVED
+    while left:
+        message, files, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 1)
+        if not message:
+            return
+        [file] = files
+        job = Job.decode(message)
+        _limit(job, virtual)
+        answer = _answer(file, job.limits)
+        if os.fstat(file).st_size > _LARGE_BYTES:
+            return_memory()
+        os.close(file)
+        left -= 1
+        if "expensive" in answer or memory()[1] > resident + _GROWN_BYTES:
+            left = 0
+        connection.send(json.dumps(answer | {"last": not left}).encode())
+
+
+def _answer(file: int, limits: Limits) -> dict[str, Any]:
+    """Replace a file's bytes by its pixels; what they are, or why there are none."""
+    try:
+        data = os.pread(file, os.fstat(file).st_size, 0)
+        os.ftruncate(file, 0)  # its memory is the pixels'
+        picture = decode(data, limits)
+        os.lseek(file, 0, os.SEEK_SET)
+        rest = picture.pixels.data.cast("B")
+        while rest:
+            rest = rest[os.write(file, rest) :]
+        return {"facts": asdict(picture.facts)}
+    except ImageError as error:
+        return {"error": [error.code, str(error)]}
+    except MemoryError:
+        return {"expensive": True}
+    except Exception as error:  # noqa: BLE001  (a bug: told by its name, its text may quote the file)
+        return {"bug": type(error).__name__}
+
+
+def _limit(job: Job, virtual: int) -> None:
+    """Bound what the next image costs: in memory by a `MemoryError`, in time by a signal."""
+    most = _BYTES_PER_PIXEL * job.limits.max_pixels + _COPIES * job.limits.max_bytes
+    _lower(resource.RLIMIT_AS, virtual + most + _SPARE_BYTES)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + job.cpu_s)
+
+
+def _lower(kind: int, limit: int) -> None:
+    """Set the soft limit, within the hard one."""
+    hard = resource.getrlimit(kind)[1]
+    soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(kind, (soft, hard))
+
+
+def main() -> None:
+    """Serve the socket that was inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a keyboard: the pool ends this, in its time
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would be an image on a disk
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # libraries write there what they think of a file
+        os.dup2(nowhere, stream)
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        serve(connection)
+
+
+if __name__ == "__main__":
+    main()

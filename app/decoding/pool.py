@@ -1,0 +1,317 @@
+"""A pool of processes that decode images: one that dies, hangs or costs too much is replaced.
+
+Whatever a file does to its decoder, its request is answered once and nobody else notices.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import mmap
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from app.decoding.child import MESSAGE_BYTES, READY, Job
+from model.images import Facts, ImageError, Limits, Picture, decode
+
+log = logging.getLogger(__name__)
+
+_BOOT_S = 60.0  # it takes 0.2 s of a core that has nothing else to do
+# Nothing else in the environment is a decoder's business: least of all the keys.
+_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE")
+
+
+class DecodersError(Exception):
+    """No decoder, or no memory for one, is to be had: no fault of the image's."""
+
+
+class Decoders:
+    """Processes that decode; see `child`.
+
+    Where files in memory cannot be passed on (it is Linux's way), images are decoded in the calling
+    thread, and nothing stops them there.
+
+    Args:
+        count: images that are decoded at once; one process more is kept in reserve.
+        cpu_s: CPU seconds that an image may cost.
+        wall_s: seconds that it may take.
+        replaced: told why a process is replaced: `crashed`, `too_expensive`, `worn`, or `killed` by
+            somebody else, as by a system that is out of memory.
+    """
+
+    ISOLATED = sys.platform == "linux"
+
+    def __init__(
+        self, count: int, *, cpu_s: int, wall_s: float, replaced: Callable[[str], object]
+    ) -> None:
+        self._count = count
+        self._cpu_s = cpu_s
+        self._wall_s = wall_s
+        self._replaced = replaced
+        self._lock = threading.Lock()
+        self._open = True
+        self._children: set[_Child] = set()
+        self._idle: queue.SimpleQueue[_Child | None] = queue.SimpleQueue()  # None: yet to start
+        self.alive = True
+        """Whether the last one that had to be started was."""
+
+    def start(self) -> None:
+        """Start the processes; does not wait until they are ready."""
+        if self.ISOLATED:
+            for _ in range(self._count + 1):
+                self._idle.put(self._started())
+
+    def check(self) -> None:
+        """Wait until all are ready.
+
+        Raises:
+            DecodersError: one cannot be started.
+        """
+        child: _Child | None
+        for _ in range(self._idle.qsize()):
+            child = None
+            try:
+                child = self._ready(self._idle.get())
+            finally:
+                self._idle.put(child)
+
+    def stop(self) -> None:
+        """End all of them, whatever they do."""
+        with self._lock:
+            self._open = False
+            for child in self._children:
+                child.end()
+            self._children.clear()
+
+    def decode(self, parts: Iterable[bytes], limits: Limits) -> Picture:
+        """Decode a file in a process; for any thread, `count` of them at once.
+
+        Args:
+            parts: of the file, in their order; read once.
+            limits: what it may have at most, by which its process is limited, too.
+
+        Raises:
+            ImageError: as `model.images.decode`; too_expensive, or corrupt_image where the file was
+                its decoder's end.
+            DecodersError: see there.
+            RuntimeError: a bug.
+        """
+        if not self.ISOLATED:
+            return decode(b"".join(parts), limits)
+        with _file_of(parts) as file:
+            return _picture(self._ask(file, Job(limits, self._cpu_s)), file)
+
+    def _ask(self, file: int, job: Job) -> dict[str, Any]:
+        """What a child says of a file; one that is not to be asked again is replaced.
+
+        Raises:
+            DecodersError: there is none.
+        """
+        next_one: _Child | None = None
+        try:
+            child = self._ready(self._idle.get())
+            try:
+                answer = child.ask(file, job, self._wall_s)
+            except _EndError as end:
+                next_one = self._replace(child, end.reason)
+                raise end.meaning() from None
+            except BaseException:  # its answer would be taken for that to the next question
+                next_one = self._replace(child, "crashed")
+                raise
+            next_one = child
+            if answer.get("last"):
+                reason = "too_expensive" if "expensive" in answer else "worn"
+                next_one = self._replace(child, reason)
+            return answer
+        finally:
+            self._idle.put(next_one)
+
+    def _ready(self, child: "_Child | None") -> "_Child":
+        """This one, or another where there is none or it does not come up.
+
+        Raises:
+            DecodersError: that does not either.
+        """
+        for one in (child, None):
+            started = one or self._started()
+            if started is not None and started.boot():
+                self.alive = True
+                return started
+            if started is not None:
+                self._forget(started)
+        self.alive = False
+        raise DecodersError("no decoder can be started")
+
+    def _replace(self, child: "_Child", reason: str) -> "_Child | None":
+        self._forget(child)
+        self._replaced(reason)
+        if reason != "worn":
+            log.warning("a decoder is replaced: %s, %s", reason, child.status)
+        return self._started()
+
+    def _forget(self, child: "_Child") -> None:
+        child.end()
+        child.close()
+        with self._lock:
+            self._children.discard(child)
+
+    def _started(self) -> "_Child | None":
+        """A new one; None where there is to be none or there can be none."""
+        with self._lock:
+            if not self._open:
+                return None
+            try:
+                child = _Child()
+            except OSError as error:
+                log.error("no decoder can be started: %s", error.strerror)  # noqa: TRY400
+                return None
+            self._children.add(child)
+            return child
+
+
+class _EndError(Exception):
+    """A process gave no answer, for one of the reasons to replace it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def meaning(self) -> Exception:
+        """What that says of the image."""
+        if self.reason == "killed":
+            return DecodersError("a decoder was killed")
+        if self.reason == "too_expensive":
+            return _too_expensive()
+        return ImageError("corrupt_image", "The image data are damaged.")
+
+
+class _Child:
+    """One process, for one thread at a time.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self) -> None:
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment |= {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # the code that runs here
+            "MALLOC_ARENA_MAX": "1",  # so that what is freed can be given back
+            "OPENBLAS_NUM_THREADS": "1",  # threads take address space, of which it has little
+        }
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603  (nothing in it is anybody's input)
+                    [sys.executable, "-m", "app.decoding.child", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    process_group=0,  # signals from a keyboard are the server's
+                )
+        except BaseException:
+            self.close()
+            raise
+        self._booted = False
+
+    @property
+    def status(self) -> str:
+        """How it ended."""
+        code = self._process.wait()
+        return f"exit status {code}" if code >= 0 else f"signal {-code}"
+
+    def boot(self) -> bool:
+        """Wait until it is ready, if it has not been; whether it is."""
+        if not self._booted:
+            self._connection.settimeout(_BOOT_S)
+            with contextlib.suppress(OSError):
+                self._booted = self._connection.recv(MESSAGE_BYTES) == READY
+        return self._booted
+
+    def ask(self, file: int, job: Job, wall_s: float) -> dict[str, Any]:
+        """Hand it a file, which it replaces by pixels, and wait for what it says.
+
+        Raises:
+            _EndError: it says nothing.
+        """
+        self._connection.settimeout(wall_s)
+        with contextlib.suppress(ConnectionError):  # it is gone: its status says why
+            try:
+                socket.send_fds(self._connection, [job.encode()], [file])
+                if message := self._connection.recv(MESSAGE_BYTES):
+                    answer: dict[str, Any] = json.loads(message)
+                    return answer
+            except TimeoutError:
+                raise _EndError("too_expensive") from None
+        reasons = {-signal.SIGXCPU: "too_expensive", -signal.SIGKILL: "killed"}
+        raise _EndError(reasons.get(self._process.wait(), "crashed"))
+
+    def end(self) -> None:
+        """End the process, whatever it does; for any thread."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._connection.close()
+
+
+@contextlib.contextmanager
+def _file_of(parts: Iterable[bytes]) -> Iterator[int]:
+    """A file in memory.
+
+    Raises:
+        DecodersError: there is none left.
+    """
+    try:
+        file = os.memfd_create("image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise DecodersError(error.strerror) from None
+    try:
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+        yield file
+    finally:
+        os.close(file)
+
+
+def _picture(answer: dict[str, Any], file: int) -> Picture:
+    """What a child says of a file, which now holds the pixels.
+
+    Raises:
+        ImageError, RuntimeError: as `Decoders.decode`.
+    """
+    match answer:
+        case {"facts": facts}:
+            facts = Facts(**facts | {"warnings": tuple(facts["warnings"])})
+        case {"error": [code, text]}:
+            raise ImageError(code, text)
+        case {"expensive": True}:
+            raise _too_expensive()
+        case _:
+            log.error("unexpected %s in a decoder", answer.get("bug"))
+            raise RuntimeError("a bug in a decoder")
+    shape = (facts.height, facts.width, 3)
+    # Were it shorter than is read here, now or later, reading would be this process's end.
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    size = int(np.prod(shape))
+    if os.fstat(file).st_size != size:
+        raise RuntimeError("a bug in a decoder")
+    memory = mmap.mmap(file, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+    return Picture(np.frombuffer(memory, np.uint8).reshape(shape), facts)
+
+
+def _too_expensive() -> ImageError:
+    return ImageError(
+        "too_expensive", "To decode the image takes more time or memory than one image may."
+    )

@@ -1,0 +1,230 @@
+"""Whatever happens to a decoder, its image is answered once, and the next one finds another."""
+
+import os
+import resource
+import signal
+import subprocess
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from app.decoding.pool import Decoders, DecodersError
+from model.images import ImageError, Limits, Picture, decode
+from tests.images import encoded, jpeg, photo
+from tests.server.conftest import eventually
+
+Start = Callable[..., Decoders]
+LIMITS = Limits(max_pixels=20_000_000)
+
+
+@pytest.fixture
+def replaced() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def start(replaced: list[str]) -> Iterator[Start]:
+    started: list[Decoders] = []
+
+    def one(count: int = 1, wall_s: float = 30) -> Decoders:
+        decoders = Decoders(count, cpu_s=5, wall_s=wall_s, replaced=replaced.append)
+        decoders.start()
+        started.append(decoders)
+        decoders.check()
+        return decoders
+
+    yield one
+    for decoders in started:
+        decoders.stop()
+
+
+def pids(decoders: Decoders) -> list[int]:
+    return [child._process.pid for child in decoders._children]
+
+
+def code(asked: Future[Picture]) -> str:
+    error = asked.exception(20)
+    assert isinstance(error, ImageError), error
+    return error.code
+
+
+def test_pixels_and_facts_are_those_of_this_process(start: Start) -> None:
+    decoders = start()
+    for data in (jpeg(301, 203), encoded(photo(90, 70), "PNG"), encoded(photo(), "WEBP")):
+        ours, theirs = decode(data), decoders.decode([data[:100], data[100:]], LIMITS)
+        assert (ours.pixels == theirs.pixels).all()
+        assert ours.facts == theirs.facts
+        assert theirs.pixels.flags.writeable
+
+
+def test_what_is_wrong_with_an_image_is_said_as_here_and_ends_nobody(
+    start: Start, replaced: list[str]
+) -> None:
+    decoders = start()
+    before = pids(decoders)
+    for data, limits in ((b"no image", LIMITS), (jpeg()[:900], LIMITS), (jpeg(), Limits(10, 9))):
+        with pytest.raises(ImageError) as ours:
+            decode(data, limits)
+        with pytest.raises(ImageError) as theirs:
+            decoders.decode([data], limits)
+        assert (ours.value.code, str(ours.value)) == (theirs.value.code, str(theirs.value))
+    assert pids(decoders) == before
+    assert replaced == []
+
+
+def test_pixels_outlive_what_their_decoder_does_next(start: Start) -> None:
+    decoders = start()
+    first = decoders.decode([jpeg(seed=1)], LIMITS)
+    for seed in range(2, 6):
+        decoders.decode([jpeg(seed=seed)], LIMITS)
+    decoders.stop()
+    assert (first.pixels == decode(jpeg(seed=1)).pixels).all()
+
+
+@pytest.mark.parametrize(
+    ("ends", "answer"),
+    [
+        (signal.SIGSEGV, "corrupt_image"),
+        (signal.SIGABRT, "corrupt_image"),
+        (signal.SIGXCPU, "too_expensive"),
+        (signal.SIGKILL, None),
+        (None, "too_expensive"),  # it does nothing any more, and takes no CPU time either
+    ],
+)
+def test_a_decoder_that_ends_is_replaced(
+    start: Start, replaced: list[str], ends: signal.Signals | None, answer: str | None
+) -> None:
+    decoders = start(wall_s=30 if ends else 0.5)
+    before = pids(decoders)
+    for pid in before:
+        os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(decoders.decode, [jpeg()], LIMITS)
+        eventually(lambda: decoders._idle.qsize() == 1)
+        if ends:
+            for pid in before:
+                os.kill(pid, ends)
+                os.kill(pid, signal.SIGCONT)
+        if answer is None:  # as a system does that is out of memory: not the image's fault
+            assert isinstance(asked.exception(20), DecodersError)
+        else:
+            assert code(asked) == answer
+    reasons = {None: "killed", "corrupt_image": "crashed", "too_expensive": "too_expensive"}
+    assert replaced == [reasons[answer]]
+    for _ in range(3):  # the second one has died, too, before anybody needed it
+        try:
+            picture = decoders.decode([jpeg()], LIMITS)
+        except (ImageError, DecodersError):
+            continue
+    assert (picture.pixels == decode(jpeg()).pixels).all()
+    assert not set(pids(decoders)) & set(before[:1] if ends is None else before)
+    assert decoders.alive
+
+
+def test_what_takes_too_much_memory_is_too_expensive(start: Start, replaced: list[str]) -> None:
+    decoders = start()
+    for pid in pids(decoders):
+        has = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (has + (40 << 20), has + (40 << 20)))
+    large = encoded(photo(4, 4).resize((4000, 4000)), "PNG")
+    with pytest.raises(ImageError) as refused:
+        decoders.decode([large], LIMITS)
+    assert refused.value.code == "too_expensive"
+    assert replaced == ["too_expensive"]
+    decoders.decode([jpeg()], LIMITS)
+    assert decoders.decode([large], LIMITS).facts.width == 4000  # by the one that came instead
+
+
+def test_memory_and_time_are_limited_by_the_image_that_is_allowed(start: Start) -> None:
+    decoders = start()
+    for _ in range(2):
+        decoders.decode([jpeg()], LIMITS)
+    for pid in pids(decoders):
+        memory, _ = resource.prlimit(pid, resource.RLIMIT_AS)
+        assert 17 * LIMITS.max_pixels < memory < 17 * LIMITS.max_pixels + (1 << 30)
+        assert resource.prlimit(pid, resource.RLIMIT_CPU)[0] in (5, 6)
+        assert resource.prlimit(pid, resource.RLIMIT_CORE)[0] == 0
+
+
+def test_a_decoder_knows_no_keys_and_loads_no_torch(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NSNET_API_KEYS", "a-secret-of-the-operators")
+    decoders = start()
+    for pid in pids(decoders):
+        assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
+        assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_many_threads_share_few_decoders(start: Start) -> None:
+    decoders = start(2)
+    files = [jpeg(100 + seed, 80, seed) for seed in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        pictures = list(pool.map(lambda data: decoders.decode([data], LIMITS), files))
+    assert [picture.facts.width for picture in pictures] == [100 + seed for seed in range(40)]
+    assert Counter(len(pids(decoders)) for _ in range(2)) == {3: 2}
+
+
+def test_the_end_waits_for_no_decoder_and_leaves_none(start: Start) -> None:
+    decoders = start()
+    before = [child._process for child in decoders._children]
+    for process in before:
+        os.kill(process.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(decoders.decode, [jpeg()], LIMITS)
+        eventually(lambda: decoders._idle.qsize() == 1)
+        began = time.monotonic()
+        decoders.stop()
+        assert isinstance(asked.exception(20), DecodersError)
+        assert time.monotonic() - began < 5
+    assert {process.wait(5) for process in before} == {-signal.SIGKILL}
+    with pytest.raises(DecodersError):
+        decoders.decode([jpeg()], LIMITS)
+
+
+def test_where_none_can_be_started_that_is_said_until_one_can(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoders = start()
+    popen = subprocess.Popen
+
+    def none(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", none)
+    for pid in pids(decoders):
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(3):
+        with pytest.raises(DecodersError):
+            decoders.decode([jpeg()], LIMITS)
+    assert not decoders.alive
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    assert decoders.decode([jpeg()], LIMITS).facts.format == "JPEG"
+    assert decoders.alive
+
+
+def test_where_there_are_no_files_in_memory_this_process_decodes(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoders, "ISOLATED", False)
+    decoders = start()
+    assert pids(decoders) == []
+    picture = decoders.decode([jpeg()], LIMITS)
+    assert (picture.pixels == decode(jpeg()).pixels).all()
+
+
+def test_of_an_image_whose_pixels_are_let_go_nothing_is_left(start: Start) -> None:
+    decoders = start()
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    picture = decoders.decode([jpeg()], LIMITS)
+    pixels = weakref.ref(picture.pixels)
+    assert "memfd:image" in Path("/proc/self/maps").read_text()
+    del picture
+    assert pixels() is None
+    assert "memfd:image" not in Path("/proc/self/maps").read_text()
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
