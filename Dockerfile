@@ -46,7 +46,7 @@ COPY --from=backbone /backbone /backbone
 COPY --from=code /opt/nsnet /opt/nsnet
 ENV PATH=/opt/nsnet/bin:/venv/bin:$PATH PYTHONPATH=/opt/nsnet \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 \
-    NSNET_HOST=0.0.0.0 NSNET_PORT=8000 NSNET_DRAIN_DELAY_S=3 \
+    NSNET_HOST=0.0.0.0 NSNET_DRAIN_DELAY_S=3 \
     NSNET_BACKBONE=/backbone/tower.safetensors
 # As pyproject.toml has it; a test holds them together.
 ARG VERSION=0.5.0
@@ -63,6 +63,6 @@ STOPSIGNAL SIGTERM
 # http.client, because urllib would ask a proxy that the environment names. NSNET_PORT may be an
 # address, as Kubernetes and Docker set it for a service called nsnet: the port is the default then.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, sys; p = os.environ.get('NSNET_PORT', '').strip(); c = http.client.HTTPConnection('127.0.0.1', int(p) if p.isdecimal() else 8000, timeout=2); c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
-# One process, signalled directly: it handles SIGTERM itself and starts no children to reap.
+    CMD ["python", "-c", "import http.client, os, sys; p = [os.environ.get(n, '').strip() for n in ('NSNET_PORT', 'PORT')] + ['8000']; c = http.client.HTTPConnection('127.0.0.1', int(next(filter(str.isdecimal, p))), timeout=2); c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
+# Signalled directly: it handles SIGTERM itself, and reaps the decoders that it starts.
 CMD ["nsnet", "serve"]

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import ApiError, from_image, log_unexpected
+from app.audit import AuditLog
+from app.decoding.pool import Decoders, DecodersError
+from app.errors import ApiError, from_image, log_unexpected, out_of_memory, overloaded
 from app.intake.places import Places
 from app.intake.uploads import Upload
 from app.metrics import Metrics
@@ -22,7 +24,7 @@ from app.results import Results
 from app.schemas import DetectionOut, ImageOut, ModelOut, ThresholdsOut, TimingsOut
 from app.settings import Settings
 from app.workers import Workers
-from model.images import Facts, ImageError, decode
+from model.images import Facts, ImageError
 from model.verdicts import Thresholds, Verdict
 
 if TYPE_CHECKING:  # torch comes with it
@@ -79,10 +81,12 @@ class Desk:
     Args:
         detector: loaded and warm.
         queue: the detector's.
+        decoders: started.
         results: kept and shared, by content and model.
         settings: the service's.
         places: told of every answer.
         metrics: of images and stages.
+        audit: told what is said of every image.
         stuck_after_s: a thread that works longer than this on one image hangs.
     """
 
@@ -93,28 +97,32 @@ class Desk:
         self,
         detector: ServedDetector,
         queue: DeviceQueue,
+        decoders: Decoders,
         results: Results[Result],
         settings: Settings,
         places: Places,
         metrics: Metrics,
+        audit: AuditLog,
         stuck_after_s: float,
     ) -> None:
         self.detector = detector
         self._queue = queue
+        self._decoders = decoders
         self._results = results
         self._limits = settings.limits(detector.about.min_side)
         self._places = places
         self._metrics = metrics
+        self._audit = audit
         # From the start: Prometheus knows no increase of a series that is not there yet.
         sha256 = detector.about.sha256
         self._verdicts = {v: metrics.predictions.labels(v.value, sha256) for v in Verdict}
         self._scores = metrics.score.labels(sha256)
-        # Digests are not made behind decodes: what is known already need not wait for them. Nor are
-        # second looks: their pictures came first.
+        # Digests are not made behind first looks: what is known already need not wait for them. Nor
+        # are second looks: their pictures came first.
         self._digests = Workers("digest", 1, stuck_after_s)
-        self._decoders = Workers("decode", settings.decoders(), stuck_after_s)
+        self._first_looks = Workers("first look", settings.decoders(), stuck_after_s)
         self._looks = Workers("look", 1, stuck_after_s)
-        self._workers = (self._digests, self._decoders, self._looks)
+        self._workers = (self._digests, self._first_looks, self._looks)
 
     @property
     def waiting(self) -> int:
@@ -129,7 +137,8 @@ class Desk:
     @property
     def alive(self) -> bool:
         """Whether the device and every thread here get on."""
-        return self._queue.alive and all(workers.alive for workers in self._workers)
+        threads = all(workers.alive for workers in self._workers)
+        return threads and self._queue.alive and self._decoders.alive
 
     @property
     def busy(self) -> bool:
@@ -169,20 +178,23 @@ class Desk:
             ApiError: whatever went wrong, in the contract's terms.
         """
         outcome = "cancelled"
+        said: DetectionOut | str = outcome
+        digest: str | None = None
         try:
             async with within(deadline):
                 key, kept = await self._begun(upload, identifier)
+                digest, _ = key
                 result = kept or await self._results.made(key)
-            digest, _ = key
             cached = kept is not None
-            answer = self._write(result, digest, identifier, threshold, cached=cached)
+            said = answer = self._write(result, digest, identifier, threshold, cached=cached)
             outcome = "ok"
-        except ApiError:
-            outcome = "error"
+        except ApiError as error:
+            outcome, said = "error", error.code
             raise
         except Exception as error:  # noqa: BLE001  (a bug, but this image's alone)
-            outcome = "error"
-            raise _unexpected(error, identifier) from None
+            problem = _unexpected(error, identifier)
+            outcome, said = "error", problem.code
+            raise problem from None
         else:
             self._verdicts[answer.verdict].inc()
             self._scores.observe(answer.score)
@@ -190,6 +202,7 @@ class Desk:
         finally:
             upload.discard()
             self._metrics.images.labels(outcome).inc()
+            self._audit.record(identifier, digest, said, self.detector.about.sha256)
             self._places.answered()
 
     def _write(
@@ -241,7 +254,7 @@ class Desk:
         Errors are returned: what is raised holds on to whatever was under way.
         """
         try:
-            begun = await self._decoders.run(functools.partial(self._begin, upload, identifier))
+            begun = await self._first_looks.run(functools.partial(self._begin, upload, identifier))
             if isinstance(begun, ApiError):
                 return begun
             facts, look, decode_s, cut_s = begun
@@ -266,14 +279,16 @@ class Desk:
     def _begin(
         self, upload: Upload, identifier: str
     ) -> tuple[Facts, Look, float, float] | ApiError:
-        """Decode, and cut the first look; with the seconds of both. Runs among the decoders."""
+        """Decode, and cut the first look; with the seconds of both. Runs in a thread."""
         start = time.monotonic()
         try:
-            picture = decode(upload.take(), self._limits)
+            picture = self._decoders.decode(upload.parts(), self._limits)
             decoded = time.monotonic()
             look = self.detector.look(picture.pixels)
         except ImageError as error:
             return from_image(error)
+        except DecodersError:
+            return overloaded()
         except Exception as error:  # noqa: BLE001  (a bug)
             return _unexpected(error, identifier)
         cut = time.monotonic()
@@ -291,7 +306,10 @@ class Desk:
 
 
 def _unexpected(error: Exception, identifier: str) -> ApiError:
+    """A bug, or no memory."""
     log_unexpected(log, error, identifier)
+    if out_of_memory(error):
+        return overloaded()
     return ApiError("internal_error", "The image could not be handled.")
 
 

@@ -4,6 +4,7 @@ A detail is written for the client by hand: exception texts, paths and inputs ar
 """
 
 import logging
+import re
 import traceback
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -43,19 +44,25 @@ CATALOGUE: Final[Mapping[str, Row]] = {
     "unauthorized": Row(401, "An API key is needed", _KEYED),
     "not_found": Row(404, "There is no such resource", ()),
     "method_not_allowed": Row(405, "The resource does not take this method", ()),
+    "request_timeout": Row(408, "The request did not arrive in time", ()),
     "payload_too_large": Row(413, "The body is too large"),
     "too_many_files": Row(413, "Too many images in one request"),
     "too_many_pixels": Row(413, "The image has too many pixels"),
+    "too_expensive": Row(413, "The image would cost too much to decode"),
     "unsupported_media_type": Row(415, "This is not an image format that is read here"),
     "corrupt_image": Row(422, "The image is damaged"),
+    "unsupported_variant": Row(422, "This variant of the format is not read"),
     "image_too_small": Row(422, "The image is too small"),
     "validation_error": Row(422, "The request is not valid"),
+    "unknown_host": Row(421, "The host name is not served here", ()),
+    "headers_too_large": Row(431, "The header lines are too large or too many", ()),
     "queue_full": Row(429, "The server is busy"),
-    "rate_limited": Row(429, "Too many requests"),
+    "rate_limited": Row(429, "Too many requests", _KEYED),
     "internal_error": Row(500, "Something went wrong here", _ALL),
     "inference_failed": Row(500, "The image could not be scored"),
     "not_ready": Row(503, "The model is not loaded yet", (*_KEYED, *_PROBES)),
     "draining": Row(503, "The server is shutting down", (*_IMAGES, "/readyz")),
+    "overloaded": Row(503, "The server is out of memory"),
     "deadline_exceeded": Row(504, "The deadline has passed"),
 }
 
@@ -117,6 +124,22 @@ def from_status(status: int, headers: Mapping[str, str] | None = None) -> ApiErr
     """Translate what the framework itself raises, by status."""
     code, detail = _BY_STATUS.get(status, ("internal_error", "The request could not be handled."))
     return ApiError(code, detail, headers=headers)
+
+
+_NO_MEMORY = re.compile(r"OutOfMemory|bad_alloc|allocate memory")
+
+
+def overloaded() -> ApiError:
+    """What a client is told where this machine is out of memory: no fault of the image's."""
+    return ApiError(
+        "overloaded", "The server has no memory left for this image now.", retry_after=5
+    )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error says: Python's, torch's or CUDA's."""
+    text = f"{type(error).__name__} {error}" if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(text))
 
 
 def from_image(error: ImageError) -> ApiError:

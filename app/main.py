@@ -3,27 +3,32 @@
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.decoding.pool import Decoders
 from app.errors import ApiError, from_status
+from app.front import Cors, KnownHosts, RootPath, SecurityHeaders
 from app.intake.uploads import BodyLimit
+from app.logs import set_up_logs
 from app.observe import Observe
-from app.routes import detect, system
+from app.protocol import Config, Protocol, listen
+from app.routes import detect, documentation, system
 from app.service import Loader, Service, State, load_detector
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -31,43 +36,84 @@ DESCRIPTION = """Tells AI-generated images from photographs. A verdict is eviden
 No image is ever stored or logged."""
 
 
-def create_app(settings: Settings, load: Loader = load_detector) -> FastAPI:
+def create_app(
+    settings: Settings, load: Loader = load_detector, decoders: Decoders | None = None
+) -> FastAPI:
     """Build the application; its lifespan loads the model while probes are answered.
 
     Args:
         settings: see `app.settings`.
         load: gives the detector.
+        decoders: see `Service`.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service: Service = app.state.service
-        loading = asyncio.create_task(service.start(app.state.load_failed))
+        tasks = [
+            asyncio.create_task(service.start(app.state.load_failed)),
+            asyncio.create_task(service.tidy()),
+        ]
         yield
         service.drain()
-        loading.cancel()
+        for task in tasks:
+            task.cancel()
         await asyncio.to_thread(service.stop)
 
     app = FastAPIOffline(
         title="NS-Net",
         description=DESCRIPTION,
         version=version("nsnet"),
-        docs_url="/docs" if settings.docs else None,
+        docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect is built from what the client says of this host
     )
-    app.state.service = Service(settings, load)
     app.state.load_failed = lambda: None
-    app.include_router(detect.router)
-    app.include_router(system.router)
+    keyed = _KEY_SCHEMES if settings.api_keys or settings.api_keys_file else ()
+    app.include_router(detect.router, dependencies=keyed)
+    app.include_router(system.details, dependencies=keyed)
+    app.include_router(system.probes)
+    if settings.operations_port is None:
+        app.include_router(system.exposition)
+    if settings.docs:
+        app.add_route("/docs", documentation.docs, include_in_schema=False)
+    _stand_before(app, Service(settings, load, decoders), known_hosts_only=True)
+    return app
+
+
+def operations_app(service: Service) -> FastAPI:
+    """Build what the operations port serves: probes and metrics, to whichever host name."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.include_router(system.probes)
+    app.include_router(system.exposition)
+    _stand_before(app, service, known_hosts_only=False)
+    return app
+
+
+# What `authorized` looks for, where the OpenAPI document can say so.
+_KEY_SCHEMES = (
+    Depends(HTTPBearer(auto_error=False, description="one of the API keys")),
+    Depends(APIKeyHeader(name="X-API-Key", auto_error=False, description="the same")),
+)
+
+
+def _stand_before(app: FastAPI, service: Service, *, known_hosts_only: bool) -> None:
+    """Put before the routes what every request passes, and give errors their shape."""
+    settings = service.settings
+    app.state.service = service
     app.add_exception_handler(ApiError, _problem)
     app.add_exception_handler(HTTPException, _framework_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
-    app.add_middleware(Observe, metrics=app.state.service.metrics)
-    return app
+    if settings.allowed_hosts and known_hosts_only:
+        app.add_middleware(KnownHosts, hosts=settings.allowed_hosts)
+    app.add_middleware(RootPath, root_path=settings.root_path)
+    app.add_middleware(Observe, metrics=service.metrics)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
+    app.add_middleware(SecurityHeaders)
 
 
 async def _problem(request: Request, error: Exception) -> Response:
@@ -90,17 +136,48 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, draining on SIGTERM: readiness fails first, then the socket closes."""
+    """uvicorn, draining on SIGTERM: readiness fails first, then the socket closes.
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    Args:
+        service: behind the application.
+        config: what is served on the first port.
+        sockets: that listen on it.
+        operations: what is served on another port, and the sockets that listen there.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        config: Config,
+        sockets: list[socket.socket],
+        operations: tuple[Config, list[socket.socket]] | None = None,
+    ) -> None:
         super().__init__(config)
         self._service = service
+        self._sockets = sockets
+        self._operations = operations
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Remember the loop, then serve."""
         self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)  # type: ignore[arg-type]
+        await super().serve(sockets or self._sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take connections on both ports; they share what is known of connections and tasks."""
+        await super().startup(sockets)
+        listening = list(self._sockets)
+        if self._operations is not None:
+            config, more = self._operations
+            loop = asyncio.get_running_loop()
+            for one in more:
+                listener = await loop.create_server(
+                    lambda: Protocol(config, self.server_state, self.lifespan.state), sock=one
+                )
+                self.servers.append(listener)
+            listening += more
+        for one in listening:
+            log.info("running on http://%s", _address(*one.getsockname()[:2]))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Drain; a second signal, or an interrupt from the keyboard, does not wait."""
@@ -123,36 +200,57 @@ class Server(uvicorn.Server):
 
 
 def make_server(app: FastAPI, settings: Settings) -> Server:
-    """Build the server of an application; not yet listening."""
+    """Build the server of an application; it listens, and answers once it runs.
+
+    Raises:
+        SettingsError: a port cannot be listened on.
+    """
     service: Service = app.state.service
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        root_path=settings.root_path,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=bool(settings.forwarded_allow_ips),
-        forwarded_allow_ips=settings.forwarded_allow_ips,
-        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
-        lifespan="on",
-    )
-    server = Server(config, service)
+
+    def config(served: FastAPI) -> Config:
+        return Config(served, settings, lambda code: service.metrics.rejected.labels(code).inc())
+
+    sockets = _listen(settings.host, settings.port, "NSNET_PORT")
+    operations = None
+    if settings.operations_port is not None:
+        try:
+            more = _listen(settings.host, settings.operations_port, "NSNET_OPERATIONS_PORT")
+        except SettingsError:
+            for one in sockets:
+                one.close()
+            raise
+        operations = config(operations_app(service)), more
+    server = Server(service, config(app), sockets, operations)
     app.state.load_failed = server.close
     return server
 
 
+def _listen(host: str, port: int, variable: str) -> list[socket.socket]:
+    try:
+        return listen(host, port)
+    except OSError as error:
+        reason = (error.strerror or "no such address").lower()
+        where = _address(host, port)
+        raise SettingsError(f"NSNET_HOST, {variable}: cannot listen on {where}: {reason}") from None
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def serve(settings: Settings, load: Loader = load_detector) -> int:
     """Serve until a signal; returns the process's exit status."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    set_up_logs(settings)
+    try:
+        settings.check_access()
+        app = create_app(settings, load)
+        server = make_server(app, settings)
+    except SettingsError as error:
+        log.error("%s", error)  # noqa: TRY400
+        return 1
     for note in settings.notes:
         log.warning("%s", note)
-    app = create_app(settings, load)
-    server = make_server(app, settings)
-    with contextlib.suppress(SystemExit):  # uvicorn's, where it cannot listen: it has not started
+    with contextlib.suppress(SystemExit):  # uvicorn's, where the application does not start
         server.run()
     service: Service = app.state.service
     status = 1 if service.state is State.FAILED or not server.started else 0

@@ -7,6 +7,7 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     generate_latest,
+    values,
 )
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -15,6 +16,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _TENTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 
+# One process, one registry: PROMETHEUS_MULTIPROC_DIR, set for others, would have every value in a
+# file there.
+values.ValueClass = values.MutexValue
 
 # Of the loaded model, by the names that `model.scores.About` has for them.
 MODEL_LABELS = ("name", "version", "sha256", "device", "engine", "precision", "dtype")
@@ -37,6 +41,19 @@ class Metrics:
         self.rejected = Counter(
             "nsnet_rejected", "Requests and images refused, by error code.", ["reason"], registry=r
         )
+        self.audit_lost = Counter(
+            "nsnet_audit_lost", "Lines of the audit log that could not be written.", registry=r
+        )
+        self.decoders_replaced = Counter(
+            "nsnet_decoders_replaced",
+            "Processes that decoded and were replaced: crashed, too_expensive, killed, worn.",
+            ["reason"],
+            registry=r,
+        )
+        # From the start: Prometheus knows no increase of a series that is not there yet.
+        self.rejected.labels("overloaded")
+        for reason in ("crashed", "too_expensive", "killed", "worn"):
+            self.decoders_replaced.labels(reason)
         self.stage = Histogram(
             "nsnet_stage_duration_seconds",
             "Time per stage of an image.",

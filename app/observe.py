@@ -8,6 +8,7 @@ import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from app.errors import ApiError, log_unexpected
 from app.metrics import Metrics
@@ -15,13 +16,16 @@ from app.metrics import Metrics
 log = logging.getLogger("nsnet.access")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Asked every few seconds by machines, which say themselves what they find.
+_PROBES = frozenset({"/livez", "/healthz", "/readyz", "/metrics"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Observe:
     """ASGI middleware around everything else.
 
-    The log line holds the route's template, never a path, query, file name or address.
+    The log line holds the request's id, the name of its key and the route's template, never a path,
+    query, file name or address.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -36,6 +40,8 @@ class Observe:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        clear_contextvars()
+        bind_contextvars(request_id=request_id)
         start = time.monotonic()
         status = 0
 
@@ -69,4 +75,13 @@ class Observe:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self.metrics.requests.labels(method, route, str(status)).inc()
             self.metrics.request_duration.labels(method, route).observe(took)
-            log.info("%s %s %d %.1f ms %s", method, route, status, 1000 * took, request_id)
+            log.log(
+                logging.DEBUG if route in _PROBES else logging.INFO,
+                "request",
+                extra={
+                    "method": method,
+                    "route": route,
+                    "status": status,
+                    "duration_ms": round(1000 * took, 1),
+                },
+            )

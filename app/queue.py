@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from app.errors import ApiError
+from app.errors import ApiError, out_of_memory, overloaded
 from app.metrics import Metrics
 
 if TYPE_CHECKING:  # torch comes with it
@@ -332,7 +332,7 @@ class DeviceQueue:
         """Score the halves of a batch that failed, down to the poison; returns how many were."""
         if len(batch) == 1:
             log.warning("an image could not be scored: %s", type(error).__name__)
-            batch[0].answer(_failed())
+            batch[0].answer(overloaded() if out_of_memory(error) else _failed())
             return 0
         middle = len(batch) // 2
         scored = 0

@@ -65,8 +65,11 @@ class DetectionOut(BaseModel):
     warnings: list[str] = Field(
         examples=[["few_patches"]],
         description="`low_quality`: too small, blurred or compressed for its traces to be left, "
-        "never `ai_generated`; `few_patches`: smaller than a view; `first_frame_only`, "
-        "`icc_profile_ignored`: how its file was read",
+        "never `ai_generated`; `no_content`: there is nothing to see, neither `real` nor "
+        "`ai_generated`; `few_patches`: smaller than a view; `animation`: judged by its first "
+        "frame with content, of the first 32; `first_page`: one of several pages or "
+        "pictures; `profile_ignored`: an embedded colour profile that is not applied. "
+        "`first_frame_only`, `icc_profile_ignored`: older words for these, in this version still",
     )
     cached: bool = Field(
         description="whether the score comes from the result cache; false where it was shared "

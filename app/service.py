@@ -14,6 +14,8 @@ from concurrent.futures import Future
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from app.audit import AuditLog
+from app.decoding.pool import Decoders
 from app.desk import Desk, Result, ServedDetector
 from app.errors import ApiError
 from app.intake.keys import ApiKeys, RateLimiter
@@ -22,7 +24,7 @@ from app.metrics import MODEL_LABELS, Metrics
 from app.queue import DeviceQueue
 from app.results import Results
 from app.settings import Settings
-from model.hardware import return_memory, use_threads
+from model.hardware import memory, return_memory, spare_torch_its_cache, use_threads
 
 if TYPE_CHECKING:
     from model.detector import Detector
@@ -43,12 +45,14 @@ class State(Enum):
 
 def load_detector(settings: Settings) -> Detector:
     """Load the detector that the settings name."""
+    spare_torch_its_cache()
     from model.detector import Detector  # brings torch: settings are read without it
 
     return Detector.load(
         settings.checkpoint,
         runtime=settings.runtime(),
         backbone=settings.backbone,
+        backbone_sha256=settings.backbone_sha256,
         canvases=settings.canvases,
     )
 
@@ -59,14 +63,26 @@ class Service:
     Args:
         settings: the service's settings.
         load: gives the detector; runs in a thread while probes are already answered.
+        decoders: somebody else's, who starts and stops them; None: of its own.
     """
 
-    def __init__(self, settings: Settings, load: Loader) -> None:
+    TIDY_S = 3.0
+    BURST_BYTES = 64 << 20
+
+    def __init__(self, settings: Settings, load: Loader, decoders: Decoders | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self._owns_decoders = decoders is None
+        self._decoders = decoders or Decoders(
+            settings.decoders(),
+            cpu_s=settings.decode_cpu_s,
+            wall_s=settings.deadline_s,
+            replaced=lambda reason: self.metrics.decoders_replaced.labels(reason).inc(),
+        )
         self.places = Places(settings.max_queue)
         self.metrics.inflight.set_function(lambda: self.places.taken)
-        self.keys = ApiKeys(settings.api_keys)
+        self.keys = ApiKeys(settings.api_keys, settings.api_keys_file)
+        self.audit = AuditLog(settings.audit_log, self.metrics.audit_lost.inc)
         self.rates = RateLimiter(settings.rate_limit_per_minute)
         self.state = State.LOADING
         self._load = load
@@ -74,11 +90,14 @@ class Service:
         self._loading = threading.Thread(target=self._run_load, name="load", daemon=True)
         self._detector: Future[ServedDetector] = Future()
         self._detector.set_running_or_notify_cancel()
+        self._idle_bytes = 0
         self._desk: Desk | None = None
 
     async def start(self, failed: Callable[[], None]) -> None:
         """Load and warm up; `failed` is called if that cannot be done."""
         began = time.monotonic()
+        if self._owns_decoders:
+            self._decoders.start()
         try:
             detector = await self._loaded()
             self._desk = self._open(detector)
@@ -120,11 +139,13 @@ class Service:
         use_threads(self.settings.threads())
         detector = self._load(self.settings)
         detector.warm_up(sorted({1, self.settings.max_batch}))
+        self._decoders.check()
         # What is loaded stays: without this, every full collection goes through all of it, and
         # holds every thread for a fifth of a second.
         gc.collect()
         gc.freeze()
         return_memory()
+        self._idle_bytes = memory()[1]
         return detector
 
     def _open(self, detector: ServedDetector) -> Desk:
@@ -143,10 +164,26 @@ class Service:
             settings.cache_size, settings.cache_ttl_s, self.metrics, queue.expect
         )
         desk = Desk(
-            detector, queue, results, settings, self.places, self.metrics, self._stuck_after_s
+            detector,
+            queue,
+            self._decoders,
+            results,
+            settings,
+            self.places,
+            self.metrics,
+            self.audit,
+            self._stuck_after_s,
         )
         queue.start()
         return desk
+
+    async def tidy(self) -> None:
+        """After a burst, give the system what it took; until cancelled."""
+        while True:
+            await asyncio.sleep(self.TIDY_S)
+            if not self.places.taken and memory()[1] > self._idle_bytes + self.BURST_BYTES:
+                await asyncio.to_thread(return_memory)
+                self._idle_bytes = max(self._idle_bytes, memory()[1])  # what is kept is no burst's
 
     def drain(self) -> None:
         """Refuse new work from now on; what is admitted is finished."""
@@ -157,6 +194,8 @@ class Service:
         """End the threads; waits a little for what they hold."""
         if self._desk is not None:
             self._desk.stop()
+        if self._owns_decoders:
+            self._decoders.stop()
 
     @property
     def busy(self) -> bool:
@@ -200,7 +239,7 @@ class Service:
 
 def _one_line(error: Exception) -> str:
     """What went wrong: a model's own text is one clear line, any other needs its type."""
-    with contextlib.suppress(ImportError):  # where torch cannot be imported, that is the error
+    with contextlib.suppress(Exception):  # where torch cannot be imported, that is the error
         from model.detector import ModelError
 
         if isinstance(error, ModelError):

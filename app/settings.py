@@ -10,20 +10,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.intake.keyring import Key, parse_keys, plain_key
 from model.hardware import Runtime, cores
 from model.images import Limits
 
 PREFIX = "NSNET_"
 MIB = 1024 * 1024
 
-# Ours, but read by docker-compose.yml: the published address.
-_NO_SETTINGS = frozenset({"NSNET_PUBLISH"})
 # What Kubernetes tells every container of a Service called nsnet, or nsnet-and-more, and Docker
 # those that are linked to one called nsnet.
 _SERVICE = re.compile(
@@ -32,6 +32,10 @@ _SERVICE = re.compile(
     re.DOTALL,
 )
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
+_PATH = re.compile(r"[\w.~/-]*", re.ASCII)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
+_HOST = re.compile(r"(\*\.)?[\w.-]+|\[?[0-9a-f]*:[0-9a-f]*:[0-9a-f:.]*\]?", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
@@ -43,12 +47,45 @@ class Settings(BaseSettings):
     """The service's settings; see each field's description."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    root_path: str = Field("", description="path under which a reverse proxy mounts the service")
+    operations_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port of its own for /metrics, which the first one then has no longer, and for "
+        "the probes, which it keeps; asks for no key",
+    )
+    root_path: str = Field(
+        "",
+        description="path under which a reverse proxy mounts the service; it may strip it or not",
+    )
+    keep_alive_s: float = Field(
+        90.0,
+        gt=0,
+        le=3600,
+        description="how long a connection may wait for another request; more than a balancer "
+        "keeps one",
+    )
+    max_connections: int = Field(
+        512, ge=1, description="connections at once; beyond, one gives way that waits on its client"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="comma-separated origins whose web pages may use the service, or *; none: off",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="comma-separated names without port by which the service is asked, *.name: "
+        "all below; none: any",
+    )
     docs: bool = Field(True, description="whether /docs is served")
     forwarded_allow_ips: str = Field(
         "", description="addresses of reverse proxies whose X-Forwarded-For is believed"
@@ -57,11 +94,23 @@ class Settings(BaseSettings):
         "info", description="lowest level that is logged; no level logs an image or its name"
     )
 
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="text: for people; json: one object a line; auto: text on a terminal"
+    )
+    audit_log: str = Field(
+        "", description="file to which a line of JSON is added per image; -: standard output"
+    )
+
     checkpoint: Path | None = Field(
         None, description="the NS-Net checkpoint; without it the one that came with the package"
     )
     backbone: Path | None = Field(
         None, description="the CLIP tower's file; without it the cache, then the registry"
+    )
+    backbone_sha256: str | None = Field(
+        None,
+        description="digest that the tower must have, as `nsnet backbone verify` prints it; unset: "
+        "one that is not the checkpoint's is only warned of",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     engine: Literal["auto", "torch", "openvino", "onnxruntime"] = Field(
@@ -92,7 +141,14 @@ class Settings(BaseSettings):
     )
     max_queue: int = Field(64, ge=1, description="images admitted and not yet answered")
     decode_workers: int = Field(
-        0, ge=0, le=64, description="threads that decode images; 0: the cores this process may use"
+        0,
+        ge=0,
+        le=64,
+        description="images decoded at once, each in a process of its own; 0: the cores this "
+        "process may use",
+    )
+    decode_cpu_s: int = Field(
+        5, ge=2, le=600, description="CPU seconds that decoding one image may cost"
     )
     deadline_s: float = Field(
         30.0, gt=0, le=600, description="from a request's first byte to its answer"
@@ -110,8 +166,22 @@ class Settings(BaseSettings):
     max_pixels: int = Field(64_000_000, ge=10_000, description="width x height of one image")
     max_aspect: float = Field(32.0, ge=1, description="longer side over shorter side")
 
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="comma-separated; with any, /detect* and /model want one as Bearer token"
+    api_keys: Annotated[tuple[Key, ...], NoDecode] = Field(
+        (),
+        repr=False,
+        description="comma-separated KEY, NAME:KEY or NAME:sha256:HEX; with any, /detect* and "
+        "/model want one as Bearer token",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="more of them, one a line; read again when it changes"
+    )
+    allow_anonymous: bool = Field(
+        False, description="whether other machines may be served without keys; this one always is"
+    )
+    publish: str = Field(
+        "",
+        description="address on the host at which a container is published, as docker-compose.yml "
+        "tells it: a loopback one is not other machines'",
     )
     rate_limit_per_minute: int = Field(
         0, ge=0, description="images per minute per API key, or per address without keys; 0: off"
@@ -135,6 +205,45 @@ class Settings(BaseSettings):
             raise ValueError("it is no printable text")
         return value
 
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_path(cls, value: str) -> str:
+        path = value.strip("/")
+        if not _PATH.fullmatch(path):
+            raise ValueError("it is no path of letters, digits and -._~/")
+        return path and f"/{path}"
+
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        parts = [part.strip().lower() for part in value.split(",") if part.strip()]
+        if value and not parts:
+            raise ValueError("it lists nothing; leave it empty for the default")
+        return parts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("an origin is https://name or https://name:port, without a path")
+        return origins
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_HOST.fullmatch(host) for host in hosts):
+            raise ValueError("a host is a name, *.name or an address, without a port")
+        return tuple(host.strip("[]") for host in hosts)
+
+    @field_validator("backbone_sha256")
+    @classmethod
+    def _is_a_digest(cls, value: str | None) -> str | None:
+        if value is not None and not _SHA256.fullmatch(value):
+            raise ValueError("it is not 64 hexadecimal digits")
+        return value
+
     @field_validator("device")
     @classmethod
     def _is_a_device(cls, value: str) -> str:
@@ -144,28 +253,28 @@ class Settings(BaseSettings):
 
     @field_validator("api_keys", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        keys = [key.strip() for key in value.split(",") if key.strip()]
-        if value and not keys:
-            raise ValueError("it holds no key; leave it empty to ask for none")
-        return keys
-
-    @field_validator("api_keys")
-    @classmethod
-    def _can_be_sent(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        texts = [key.get_secret_value() for key in keys]
-        if not all(text.strip() and text.isprintable() for text in texts):
-            raise ValueError("a key is no printable text: no client could send it")
-        return keys
+    def _hash(cls, value: object) -> object:
+        return parse_keys(value.split(",")) if isinstance(value, str) else value
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the log should say at the start of how the environment was read."""
-        if self.api_keys:
+        if self.api_keys or self.api_keys_file:
             return self._notes
         return (*self._notes, "NSNET_API_KEYS is not set: the service is open to all who reach it")
+
+    def check_access(self) -> None:
+        """Check that nobody is let in by an oversight.
+
+        Raises:
+            SettingsError: other machines reach the service, and none of keys and consent is set.
+        """
+        closed = self.api_keys or self.api_keys_file or self.allow_anonymous
+        if not (closed or _is_loopback(self.host) or _is_loopback(self.publish.rpartition(":")[0])):
+            raise SettingsError(
+                "other machines reach this address: set NSNET_API_KEYS or NSNET_API_KEYS_FILE, or "
+                "NSNET_ALLOW_ANONYMOUS=true to serve all of them"
+            )
 
     def threads(self) -> int:
         """Threads for the forward pass: not more than the cores that this process may use.
@@ -175,7 +284,7 @@ class Settings(BaseSettings):
         return self.torch_threads or cores()
 
     def decoders(self) -> int:
-        """Threads that decode images."""
+        """Images that are decoded at once."""
         return self.decode_workers or cores()
 
     def runtime(self) -> Runtime:
@@ -206,8 +315,13 @@ class Settings(BaseSettings):
         )
 
 
-def load_settings() -> Settings:
+def load_settings(host: str | None = None, port: int | None = None) -> Settings:
     """Read the environment.
+
+    Args:
+        host: in place of the environment's.
+        port: in place of the environment's. Where neither is set, PORT is read, by which many
+            platforms tell what they run where to listen.
 
     Raises:
         SettingsError: one line for all that is wrong, without a value: a variable that is no
@@ -217,27 +331,55 @@ def load_settings() -> Settings:
     everything = [(name.upper(), value) for name, value in os.environ.items()]
     given = [(name, value) for name, value in everything if value]
     environment = dict(everything) | dict(given)
-    port = f"{PREFIX}PORT"
-    injected = bool(_SERVICE_ADDRESS.match(environment.get(port, "")))
+    injected = {
+        field: Settings.model_fields[field].default
+        for field in ("port", "operations_port")
+        if _SERVICE_ADDRESS.match(environment.get(_variable(field), ""))
+    }
+    # What is given here goes before the environment.
+    chosen: dict[str, object] = dict(injected)
+    names = {field: _variable(field) for field in Settings.model_fields}
+    others = os.environ.get("PORT", "")
+    ours = environment.get(_variable("port")) and "port" not in injected
+    if others and not ours and not _SERVICE_ADDRESS.match(others):
+        chosen["port"], names["port"] = others, "PORT"
+    chosen |= {k: v for k, v in (("host", host), ("port", port)) if v is not None}
     wrong = [*_unknown(environment), *_repeated(name for name, _ in given)]
     try:
-        # What is given here goes before the environment.
-        settings = Settings(port=Settings.model_fields["port"].default) if injected else Settings()
+        settings = Settings.model_validate(chosen)
     except ValidationError as error:
         wrong += [
-            f"{_variable(str(e['loc'][0]))}: {e['msg'].removeprefix('Value error, ')}"
+            f"{names[str(e['loc'][0])]}: {e['msg'].removeprefix('Value error, ')}"
             for e in error.errors(include_input=False)
         ]
     else:
         wrong += _contradictions(settings)
     if wrong:
         raise SettingsError("; ".join(wrong))
-    if injected:
-        settings._notes = (
-            f"{port} is an address, as Kubernetes sets it for a Service called nsnet: the port is "
-            f"{settings.port}",
-        )
+    notes = [
+        f"{_variable(field)} is an address, as Kubernetes sets it for a Service of that name: the "
+        f"port is {getattr(settings, field)}"
+        for field in injected
+    ]
+    if os.environ.get("WEB_CONCURRENCY", "1") not in ("", "1"):
+        notes.append("WEB_CONCURRENCY is not read: for more than one process, run several services")
+    settings._notes = tuple(notes)
     return settings
+
+
+def own_api_key() -> str | None:
+    """The key that a client in this environment sends: the first of NSNET_API_KEYS, if any."""
+    values = {name.upper(): value for name, value in os.environ.items() if value}
+    given = values.get(f"{PREFIX}API_KEYS", "").split(",")
+    return plain_key(next(filter(str.strip, given), "")) or None
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address; a name other than localhost may be any."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _variable(field: str) -> str:
@@ -248,7 +390,7 @@ def _unknown(environment: Mapping[str, str]) -> Iterator[str]:
     """One clause for each variable that looks like a setting and is none."""
     settings = {_variable(field) for field in Settings.model_fields}
     for name, value in environment.items():
-        if not name.startswith(PREFIX) or name in settings | _NO_SETTINGS:
+        if not name.startswith(PREFIX) or name in settings:
             continue
         if _SERVICE.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_ADDRESS.match(value)):
             continue
@@ -265,6 +407,8 @@ def _repeated(names: Iterable[str]) -> Iterator[str]:
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
+    if settings.operations_port and settings.operations_port == settings.port:
+        yield "NSNET_OPERATIONS_PORT is NSNET_PORT: it is a port of its own, or none"
     if settings.max_files > settings.max_queue:
         yield "NSNET_MAX_FILES is above NSNET_MAX_QUEUE: no full batch would ever be admitted"
     if settings.max_upload_bytes > settings.max_request_bytes:
@@ -292,6 +436,8 @@ def describe_settings(settings: Settings) -> list[Described]:
     def shown(name: str, value: object) -> str:
         if name == "api_keys":
             return f"{len(value)} keys" if isinstance(value, tuple) and value else "none"
+        if isinstance(value, tuple):
+            return ",".join(value)
         return "" if value is None else str(value)
 
     return [

@@ -25,6 +25,8 @@ _BARE = {
     "NSNET_CACHE_SIZE": "0",
     "NSNET_RATE_LIMIT_PER_MINUTE": "0",
     "NSNET_API_KEYS": "",
+    "NSNET_API_KEYS_FILE": "",
+    "NSNET_AUDIT_LOG": "",
     "NSNET_DRAIN_DELAY_S": "0",
 }
 

@@ -2,22 +2,22 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from cli.environment import UsageError, not_installed, read_settings
+from cli.environment import UsageError, not_installed, read_settings, show
 
 if TYPE_CHECKING:  # commands import what they need when they run
     from benchmarks.baseline import BaselineFigures
     from benchmarks.load import Closed, Latency, Load, Open, Target
+    from model.images import Limits
 
-_err = Console(stderr=True)
 _SUFFIXES = (".jpg", ".jpeg")
 
 
@@ -44,6 +44,8 @@ def bench(
     has the environment's settings, cache and rate limit off, and is held against the same network
     in this process without a service. Another is sent the first of NSNET_API_KEYS, if there is one.
     """
+    from app.settings import own_api_key
+
     settings = read_settings()
     try:
         from benchmarks.load import Target, apply_load, synthetic
@@ -51,13 +53,12 @@ def bench(
         raise not_installed(error, "bench") from None
 
     loads = _loads(concurrency, rate)
-    files = _jpegs(images) if images else synthetic()
+    files = _jpegs(images, settings.limits(1)) if images else synthetic()
     baseline = None
     with contextlib.ExitStack() as stack:
         if url:
             _check_ready(url)
-            key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
-            target = Target(url, files, key=key)
+            target = Target(url, files, key=own_api_key())
         else:
             from benchmarks.baseline import Baseline
             from benchmarks.local import local_server
@@ -81,7 +82,7 @@ def bench(
 
 
 def _say(text: str) -> None:
-    _err.print(f"  {text}", highlight=False)
+    print(f"  {text}", file=sys.stderr)
 
 
 def _loads(concurrency: str, rate: float | None) -> "Sequence[Closed | Open]":
@@ -100,9 +101,19 @@ def _loads(concurrency: str, rate: float | None) -> "Sequence[Closed | Open]":
     return levels
 
 
-def _jpegs(folder: Path) -> list[bytes]:
-    files = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in _SUFFIXES and f.is_file()]
-    jpegs = [data for data in (file.read_bytes() for file in files) if data[:2] == b"\xff\xd8"]
+def _jpegs(folder: Path, limits: "Limits") -> list[bytes]:
+    """Of the folder's files, those that the server would take."""
+    from model.data.manifest import images_in
+    from model.images import ImageError, read_file
+
+    jpegs = []
+    for file in sorted(images_in(folder)):
+        if file.suffix.lower() not in _SUFFIXES:
+            continue
+        with contextlib.suppress(ImageError):
+            data = read_file(file, limits)
+            if data[:2] == b"\xff\xd8" and len(data) <= limits.max_bytes:
+                jpegs.append(data)
     if not jpegs:
         raise UsageError(f"no JPEG in {folder}")
     return jpegs
@@ -140,14 +151,13 @@ def _ratios(load: "Load", alone: "BaselineFigures | None") -> dict[str, float]:
 
 
 def _print(target: "Target", loads: "Sequence[Load]", alone: "BaselineFigures | None") -> None:
-    out = Console()
     table = Table("", *(load.traffic for load in loads), title=target.url, title_style="")
     for name, cells in _rows(loads, alone):
         if any(cells):
             table.add_row(name, *cells)
-    out.print(table)
+    show(table)
     if alone:
-        out.print(f"the network alone: {alone}", highlight=False, soft_wrap=True)
+        print(f"the network alone: {alone}")
 
 
 def _rows(

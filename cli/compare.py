@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from cli.environment import UsageError
+from cli.environment import Backbone, BackboneSha256, UsageError, new_text, show
 
 if TYPE_CHECKING:  # commands import what they need when they run
     from model.detector import About
@@ -41,9 +40,8 @@ def compare(
     canvases: Annotated[
         str, typer.Option(help="how many are looked at: all or adaptive")
     ] = "adaptive",
-    backbone: Annotated[
-        Path | None, typer.Option(help="the file of both towers, instead of the cache")
-    ] = None,
+    backbone: Backbone = None,
+    backbone_sha256: BackboneSha256 = None,
 ) -> None:
     """Compare two checkpoints on the same images: which verdicts change, and how.
 
@@ -66,7 +64,13 @@ def compare(
             raise ModelError(f"no folder can be made at {to}: {error.strerror}") from None
     runtime = Runtime.resolve(device, dtype, engine, precision)
     before, after = (
-        Detector.load(checkpoint, runtime=runtime, backbone=backbone, canvases=canvases)
+        Detector.load(
+            checkpoint,
+            runtime=runtime,
+            backbone=backbone,
+            backbone_sha256=backbone_sha256,
+            canvases=canvases,
+        )
         for checkpoint in (old, new)
     )
     comparison = run(images, before, after, progress=True)
@@ -80,14 +84,13 @@ def compare(
 def _print(comparison: "Comparison", old: "About", new: "About") -> None:
     from model.evaluation.compare import Changes
 
-    out = Console()
     for name, about in zip(_AGES, (old, new), strict=True):
         print(f"{name}: {about.name} {about.version}, sha256 {about.sha256[:12]}")
     parts = comparison.by_class
     if len(parts) > 1:
         parts = {"all": Changes.of(comparison.pairs)} | parts
-    out.print(_verdicts(parts))
-    out.print(_shares(parts))
+    show(_verdicts(parts))
+    show(_shares(parts))
     if comparison.skipped:
         counts = (f"{n} {code.replace('_', ' ')}" for code, n in comparison.skipped.items())
         print(f"left out: {', '.join(counts)}")
@@ -120,7 +123,7 @@ def _shares(parts: "dict[str, Changes]") -> Table:
 
 
 def _write(file: Path, pairs: "Iterable[Pair]") -> None:
-    with file.open("w", newline="") as stream:
+    with new_text(file) as stream:
         writer = csv.writer(stream)
         writer.writerow(
             ["file", "label", "group", "kind"]

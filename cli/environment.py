@@ -1,14 +1,15 @@
-"""What the commands share: settings, logging, the command itself, and mistakes as one line."""
+"""What the commands share: options, settings, logging, what is printed, mistakes as one line."""
 
 import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.table import Table
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -18,6 +19,19 @@ Data = Annotated[
     list[Path],
     typer.Argument(
         help="CSV files with path, label, group[, split, origin_repo, kind], or benchmarks' folders"
+    ),
+]
+
+_ENDLESS = 1_000_000  # columns
+
+Backbone = Annotated[
+    Path | None, typer.Option(help="the tower's file, instead of the cache and the registry")
+]
+BackboneSha256 = Annotated[
+    str | None,
+    typer.Option(
+        envvar="NSNET_BACKBONE_SHA256",
+        help="digest that the tower must have, as `nsnet backbone verify` prints it",
     ),
 ]
 
@@ -38,8 +52,34 @@ class UsageError(Exception):
     """A mistake of the caller's, shown as one line."""
 
 
-def read_settings() -> "Settings":
+def shown(text: str) -> str:
+    """Text that may hold names of files, as one line: what cannot be printed is escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+def new_text(path: Path) -> TextIO:
+    """A file to write; names that are no text are escaped in it."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def show(table: Table) -> None:
+    """Print a table; cells that are too wide for a terminal are folded, and nothing is cut."""
+    console = Console(markup=False, emoji=False, highlight=False)  # names are names
+    if not console.is_terminal:  # a pipe, or a file: whoever reads it wants whole lines
+        console.width = _ENDLESS
+    for column in table.columns:
+        column.overflow = "fold"
+    console.print(table)
+
+
+def read_settings(host: str | None = None, port: int | None = None) -> "Settings":
     """The environment's settings; read before torch is imported, so that a typo costs no seconds.
+
+    Args:
+        host: see `load_settings`.
+        port: the same.
 
     Raises:
         UsageError: the environment holds what no setting allows.
@@ -47,7 +87,7 @@ def read_settings() -> "Settings":
     from app.settings import SettingsError, load_settings
 
     try:
-        return load_settings()
+        return load_settings(host, port)
     except SettingsError as error:
         raise UsageError(str(error)) from None
 

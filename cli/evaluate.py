@@ -10,7 +10,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.environment import Data, command_line, not_installed, rows_of
+from cli.environment import (
+    Backbone,
+    BackboneSha256,
+    Data,
+    command_line,
+    new_text,
+    not_installed,
+    rows_of,
+    show,
+)
 
 _Checkpoint = Annotated[Path, typer.Argument(help="safetensors file by `nsnet train`")]
 _Split = Annotated[str, typer.Option(help="rows to use, comma-separated: val, or train,val")]
@@ -19,7 +28,6 @@ _Engine = Annotated[str, typer.Option(help="what runs the tower, as NSNET_ENGINE
 _Precision = Annotated[str, typer.Option(help="what it multiplies in: auto, float or int8")]
 _Dtype = Annotated[str, typer.Option(help="of all else: auto, float32, bfloat16 or float16")]
 _Canvases = Annotated[str, typer.Option(help="how many are looked at: all or adaptive")]
-_Backbone = Annotated[Path | None, typer.Option(help="the tower's file, instead of the cache")]
 
 
 def evaluate(
@@ -33,7 +41,8 @@ def evaluate(
     precision: _Precision = "auto",
     dtype: _Dtype = "auto",
     canvases: _Canvases = "adaptive",
-    backbone: _Backbone = None,
+    backbone: Backbone = None,
+    backbone_sha256: BackboneSha256 = None,
 ) -> None:
     """Score images under every condition; write a report, all scores and groups, and plots."""
     from model.checkpoint import read_checkpoint
@@ -58,7 +67,13 @@ def evaluate(
     except OSError as error:
         raise ModelError(f"no folder can be made at {to}: {error.strerror}") from None
     runtime = Runtime.resolve(device, dtype, engine, precision)
-    detector = Detector.load(checkpoint, runtime=runtime, backbone=backbone, canvases=canvases)
+    detector = Detector.load(
+        checkpoint,
+        runtime=runtime,
+        backbone=backbone,
+        backbone_sha256=backbone_sha256,
+        canvases=canvases,
+    )
     seen = trained_on(read_checkpoint(checkpoint).metadata, rows)
     if seen:
         print(f"nsnet: warning: {SEEN}", file=sys.stderr)
@@ -67,8 +82,9 @@ def evaluate(
         rows, predictions, detector, data=_named(data, split), command=command_line(), seen=seen
     )
     (to / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (to / "report.md").write_text(to_markdown(report))
-    with (to / "scores.csv").open("w", newline="") as file:
+    with new_text(to / "report.md") as file:
+        file.write(to_markdown(report))
+    with new_text(to / "scores.csv") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "group", "condition", "score", "verdict"])
         for name, part in predictions.items():
@@ -80,7 +96,7 @@ def evaluate(
         for name, part in predictions.items()
         for group in group_rows(part)
     ]
-    with (to / "groups.csv").open("w", newline="") as file:
+    with new_text(to / "groups.csv") as file:
         sheet = csv.DictWriter(file, list(groups[0]))
         sheet.writeheader()
         sheet.writerows(groups)
@@ -89,9 +105,8 @@ def evaluate(
     table = Table(*header)
     for line in cells:
         table.add_row(*line)
-    console = Console()
-    console.print(table)
-    console.print(f"report: {to / 'report.md'}", soft_wrap=True, highlight=False)
+    show(table)
+    print(f"report: {to / 'report.md'}")
 
 
 def calibrate(
@@ -117,7 +132,8 @@ def calibrate(
     engine: _Engine = "auto",
     precision: _Precision = "auto",
     dtype: _Dtype = "auto",
-    backbone: _Backbone = None,
+    backbone: Backbone = None,
+    backbone_sha256: BackboneSha256 = None,
 ) -> None:
     """Fit the calibration and the thresholds of a checkpoint to other, held-out images."""
     from model.detector import Detector
@@ -132,7 +148,13 @@ def calibrate(
     rows = rows_of(data, split)
     runtime = Runtime.resolve(device, dtype, engine, precision)
     # All canvases: what is in doubt depends on the thresholds.
-    detector = Detector.load(checkpoint, runtime=runtime, backbone=backbone, canvases="all")
+    detector = Detector.load(
+        checkpoint,
+        runtime=runtime,
+        backbone=backbone,
+        backbone_sha256=backbone_sha256,
+        canvases="all",
+    )
     metadata = recalibrate(
         checkpoint,
         to,

@@ -218,8 +218,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read and validate a checkpoint, without building anything.
 
     Raises:
-        CheckpointError: missing, not safetensors, invalid metadata, or a tensor is not as
-            `Checkpoint` has it.
+        CheckpointError: missing, not safetensors, changed since it was written, invalid metadata,
+            or a tensor is not as `Checkpoint` has it.
     """
     try:
         data = path.read_bytes()

@@ -19,6 +19,7 @@ from model.engines.base import Engine
 from model.engines.registry import make_engine
 from model.errors import ModelError
 from model.hardware import Runtime
+from model.images.content import has_content
 from model.network import NSNet
 from model.scores import About, Detection, InferenceError, Pending, Score
 from model.tower.sources import load_backbone
@@ -59,6 +60,7 @@ class Detector:
         *,
         runtime: Runtime | None = None,
         backbone: Path | None = None,
+        backbone_sha256: str | None = None,
         canvases: str = "adaptive",
     ) -> Self:
         """Load a checkpoint and the tower it names.
@@ -67,6 +69,7 @@ class Detector:
             checkpoint: by `save_checkpoint`; without it `DEFAULT_CHECKPOINT`.
             runtime: where and how it runs; without it the fastest here.
             backbone: the tower's file, before the cache and the registry.
+            backbone_sha256: the digest that the tower must have, wherever it comes from.
             canvases: `all` of the view plan at once; `adaptive`: where the plan begins with the
                 whole image, that, and the others only where its verdict is in doubt
                 (`VerdictRules.settled`).
@@ -79,7 +82,9 @@ class Detector:
             raise ModelError(f"canvases {canvases!r} is not one of {', '.join(CANVASES)}")
         stored = read_checkpoint(checkpoint or DEFAULT_CHECKPOINT)
         network = stored.metadata.network
-        tower = load_backbone(network.backbone, path=backbone, depth=network.depth)
+        tower = load_backbone(
+            network.backbone, path=backbone, depth=network.depth, sha256=backbone_sha256
+        )
         if tower.sha256 != stored.metadata.backbone_sha256:
             log.warning(
                 "the backbone's weights (sha256 %s) are another copy of %s than the checkpoint was "
@@ -116,7 +121,8 @@ class Detector:
         writable = pixels if pixels.flags.writeable else pixels.copy()  # torch knows no other
         with self._engine.beside():
             image = self._engine.upload(torch.from_numpy(writable)).permute(2, 0, 1).unsqueeze(0)
-            return self._plan.look(image, adaptive=self.about.canvases == "adaptive")
+            look = self._plan.look(image, adaptive=self.about.canvases == "adaptive")
+        return dataclasses.replace(look, content=has_content(pixels))
 
     def submit(self, looks: Sequence[Look]) -> Pending:
         """Start scoring: one forward of all their canvases.
@@ -179,10 +185,10 @@ class Detector:
             if not math.isfinite(logit):
                 raise InferenceError("the network's output is not finite")
             glance, more = look.more is not None, None
-            if glance and not self._rules.settled(logit):
+            if glance and look.content and not self._rules.settled(logit):
                 more = functools.partial(self._next, look, seen)
             value = self._rules.score(logit, glance=glance)
-            reasons = self._rules.reasons(look.quality)
+            reasons = self._rules.reasons(look.quality, content=look.content)
             warnings = (*look.warnings, *(reason.value for reason in reasons))
             scores.append(Score(value, logit, len(seen), reasons, warnings, glance, more))
         return scores

@@ -35,7 +35,12 @@ class _CanvasLogits(nn.Module):
 
 
 def export_onnx(
-    checkpoint: Path, to: Path, *, backbone: Path | None = None, tolerance: float = TOLERANCE
+    checkpoint: Path,
+    to: Path,
+    *,
+    backbone: Path | None = None,
+    backbone_sha256: str | None = None,
+    tolerance: float = TOLERANCE,
 ) -> float:
     """Write the whole network as ONNX and check it against torch.
 
@@ -49,6 +54,7 @@ def export_onnx(
         checkpoint: by `checkpoint.save_checkpoint`.
         to: the ONNX file.
         backbone: the tower's file, before the cache and the registry.
+        backbone_sha256: the digest that the tower must have, wherever it comes from.
         tolerance: largest accepted difference of a logit.
 
     Returns:
@@ -60,7 +66,9 @@ def export_onnx(
     """
     stored = read_checkpoint(checkpoint)
     config, side = stored.metadata.network, stored.metadata.views.canvas_size
-    tower = load_backbone(config.backbone, path=backbone, depth=config.depth)
+    tower = load_backbone(
+        config.backbone, path=backbone, depth=config.depth, sha256=backbone_sha256
+    )
     network = _CanvasLogits(build_model(stored, tower.visual)).eval()
     size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     if size > _LIMIT:

@@ -5,8 +5,10 @@ torch is imported only by what needs it: settings are read, and mistakes in them
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +99,18 @@ def cpu_has(*features: str) -> bool:
     return any(capabilities.get(name) for name in features)
 
 
+def spare_torch_its_cache() -> None:
+    """Let torch be imported where no folder can be written to; to be called before.
+
+    It makes one for kernels that it compiles, among the temporary files. None are compiled here,
+    and a folder that is there already does as well.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.sep)
+
+
 def use_threads(count: int) -> None:
     """Let torch use `count` threads when called from this thread."""
     import torch
@@ -105,6 +119,16 @@ def use_threads(count: int) -> None:
     # A thread takes the number that was set last, by any thread, at its first operation. Asking for
     # it is one: without it, a forward pass would inherit the decoders' single thread.
     torch.get_num_threads()
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of this process's address space, and of it in memory; zeros where that is not told."""
+    try:
+        virtual, resident = Path("/proc/self/statm").read_text().split()[:2]
+    except OSError:  # not Linux
+        return 0, 0
+    page = os.sysconf("SC_PAGE_SIZE")
+    return int(virtual) * page, int(resident) * page
 
 
 def return_memory() -> None:
@@ -127,10 +151,37 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
-def _quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Whole cores of a container's CPU quota (cgroup v2), at least 1; no limit where none is."""
+def _quota(root: Path = Path("/")) -> int:
+    """Whole cores of the least CPU quota over this process, at least 1; no limit where none is.
+
+    Its own cgroup may set one, and each of those around it.
+    """
     try:
-        quota, period = file.read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no such file, or the quota "max"
+        memberships = os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines()
+    except OSError:  # not Linux
         return sys.maxsize
+    least = math.inf
+    for line in memberships:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            mount = root / "sys/fs/cgroup"
+        elif "cpu" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/cpu"
+        else:
+            continue
+        # In a container the path may be the host's: its own cgroup is then the mount itself.
+        own = mount / path.lstrip("/")
+        around = [group for group in own.parents if group.is_relative_to(mount)]
+        least = min(least, *map(_cores_of, (own, *around)))
+    return sys.maxsize if math.isinf(least) else max(1, int(least))
+
+
+def _cores_of(group: Path) -> float:
+    """The quota of one cgroup, of either version; infinite where it sets none."""
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        # ValueError: the quota "max".
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (int(n) for f in files for n in (group / f).read_text().split())
+            if quota > 0:  # version 1 has -1 for none
+                return quota / period
+    return math.inf

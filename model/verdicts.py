@@ -111,7 +111,8 @@ class Quality(NamedTuple):
 class Reason(StrEnum):
     """Why a verdict is held back, whatever the score; the answer warns of it by this word."""
 
-    LOW_QUALITY = "low_quality"
+    LOW_QUALITY = "low_quality"  # it is not `ai_generated`
+    NO_CONTENT = "no_content"  # it is neither
 
 
 class QualityRule(_Strict):
@@ -185,8 +186,15 @@ class VerdictRules(_Strict):
     margins: Margins
     quality: QualityRule | None = Field(None, description="None: nothing is held back")
 
-    def reasons(self, quality: Quality) -> tuple[Reason, ...]:
-        """What holds back a verdict on a picture."""
+    def reasons(self, quality: Quality, *, content: bool = True) -> tuple[Reason, ...]:
+        """What holds back a verdict on a picture.
+
+        Args:
+            quality: of its pixels.
+            content: whether there is anything to see in it (`images.has_content`).
+        """
+        if not content:
+            return (Reason.NO_CONTENT,)
         if self.quality is not None and self.quality.low(quality):
             return (Reason.LOW_QUALITY,)
         return ()
@@ -223,10 +231,13 @@ class VerdictRules(_Strict):
         Args:
             score: by `score`.
             glance: see `score`.
-            reasons: by `reasons`; a picture of low quality is never `ai_generated`.
+            reasons: by `reasons`; a picture of low quality is never `ai_generated`, one without
+                content is not `real` either.
             cut: a client's own, instead of the checkpoint's two. The image was looked at as the
                 checkpoint's cuts need it. A glance accuses nobody, by whichever cuts.
         """
+        if Reason.NO_CONTENT in reasons:
+            return Verdict.UNCERTAIN
         cuts = self.thresholds if cut is None else Thresholds.single(cut)
         verdict = cuts.verdict(score)
         held = glance or Reason.LOW_QUALITY in reasons

@@ -1,5 +1,6 @@
 """A detector whose every mood is in a test's hands."""
 
+import atexit
 import functools
 import os
 import threading
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from app.decoding.pool import Decoders
 from app.desk import ServedDetector
 from app.settings import Settings
 from model.detector import About, Look, ModelError, Score
@@ -168,6 +170,15 @@ class FakeDetector:
 def look_of(grey: float, seen: tuple[float, ...] = ()) -> Look:
     """All that is left of an image of one grey."""
     return Look(torch.full((1, 1, 1, 1), float(grey)), Quality(300, 2.0, 1.0), seen=seen)
+
+
+@functools.cache
+def shared_decoders() -> Decoders:
+    """Of all servers in this process that are not about decoders: they take a while to start."""
+    decoders = Decoders(2, cpu_s=5, wall_s=30, replaced=lambda _: None)
+    decoders.start()
+    atexit.register(decoders.stop)
+    return decoders
 
 
 def load_fake(_: Settings) -> ServedDetector:

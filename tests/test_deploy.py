@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.errors import CATALOGUE
-from app.settings import PREFIX, Settings, load_settings
+from app.intake.keyring import read_keys
+from app.settings import PREFIX, Settings, SettingsError, load_settings
 from tests.images import jpeg
-from tests.server.conftest import Running, eventually, running
+from tests.server.conftest import Process, Running, eventually, running
 
 ROOT = Path(__file__).parent.parent
 OURS = ("nsnet", "nsnet-gpu")
@@ -24,6 +25,8 @@ CONTRACT = (
     "nsnet_images_total",
     "nsnet_predictions_total",
     "nsnet_rejected_total",
+    "nsnet_decoders_replaced_total",
+    "nsnet_audit_lost_total",
     "nsnet_stage_duration_seconds_bucket",
     "nsnet_batch_size_bucket",
     "nsnet_queue_depth",
@@ -122,7 +125,7 @@ def test_queries_select_values_that_are_given(server: Running) -> None:
     with server.client() as client:
         routes = client.get("/openapi.json").json()["paths"]
     values: dict[str, Any] = {
-        "reason": CATALOGUE,
+        "reason": [*CATALOGUE, "crashed", "too_expensive", "killed"],
         "route": routes,
         "result": ["hit", "shared"],
         "job": ["nsnet"],
@@ -210,13 +213,13 @@ def test_the_process_is_signalled_directly_and_is_nobody() -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", chosen["USER"])
 
 
-def health_check(port: int | str, default: int = 8000) -> int:
+def health_check(port: int | str, default: int = 8000, variable: str = "NSNET_PORT") -> int:
     _, _, command = dict(instructions())["HEALTHCHECK"].partition(" CMD ")
-    assert " else 8000," in command
-    python, *arguments = json.loads(command.replace(" else 8000,", f" else {default},"))
+    assert "['8000']" in command
+    python, *arguments = json.loads(command.replace("['8000']", f"['{default}']"))
     assert python == "python"
     # A proxy that the environment names must not be asked.
-    environment = {"NSNET_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
+    environment = {variable: str(port), "http_proxy": "http://127.0.0.1:9"}
     done = subprocess.run(
         [sys.executable, *arguments], env=environment, capture_output=True, timeout=30, check=False
     )
@@ -228,7 +231,7 @@ def test_the_health_check_follows_the_device_thread() -> None:
     with running() as server:
         port = httpx.URL(server.url).port
         assert port
-        assert health_check(port) == 0
+        assert health_check(port) == health_check(port, variable="PORT") == 0
         server.fake.broken = True
         with server.client() as client:
             client.post("/detect", content=jpeg(), headers={"Content-Type": "image/jpeg"})
@@ -252,28 +255,68 @@ def test_the_health_check_asks_the_default_port_where_none_is_given(said: str) -
 
 
 def services() -> dict[str, Any]:
-    composed: dict[str, Any] = parsed("docker-compose.yml")["services"]
-    return composed
+    found: dict[str, Any] = parsed("docker-compose.yml")["services"]
+    return found
 
 
-def literal(environment: dict[str, str]) -> dict[str, str]:
-    """The variables as they are where nobody sets any: `${NAME:-default}` is its default."""
-    return {k: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", v) for k, v in environment.items()}
+def literal(environment: dict[str, str], **given: str) -> dict[str, str]:
+    """The variables where `given` is set: `${NAME:-default}` is NAME, or its default."""
+
+    def value(match: re.Match[str]) -> str:
+        return given.get(match[1]) or match[2]
+
+    return {k: re.sub(r"\$\{(\w+):-([^}]*)\}", value, v) for k, v in environment.items()}
+
+
+def composed(name: str, **given: str) -> dict[str, str]:
+    """The settings in the container of a service of compose's."""
+    return ours(image_environment() | literal(services()[name]["environment"], **given))
+
+
+def ours(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(PREFIX)}
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_the_service_starts_with_these_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     service = services()[name]
-    for variable, value in {**image_environment(), **literal(service["environment"])}.items():
-        if variable.startswith(PREFIX):
-            monkeypatch.setenv(variable, value)
+    for variable, value in composed(name).items():
+        monkeypatch.setenv(variable, value)
     settings = load_settings()
     assert settings.host == "0.0.0.0"  # noqa: S104  (inside the container)
     assert settings.api_keys == ()
-    assert service["ports"][0].endswith(f":{settings.port}")
+    assert service["ports"][0] == f"{service['environment']['NSNET_PUBLISH']}:{settings.port}"
     grace = int(service["stop_grace_period"].removesuffix("s"))
     assert grace > settings.drain_delay_s + settings.drain_timeout_s
     assert settings.max_queue >= settings.max_files  # or no full batch would ever be admitted
+
+
+GIB = 2**30
+
+
+def most_memory(environment: dict[str, str], cpus: int, monkeypatch: pytest.MonkeyPatch) -> float:
+    """GiB, by the sum that the guide gives under "Sizing"."""
+    with monkeypatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        settings = load_settings()
+    workers, file = settings.decode_workers or cpus, settings.max_upload_bytes
+    process = 3 if settings.device == "cuda" else 1.3
+    images = settings.max_queue * (file + 2.5e6)
+    return process + (images + workers * (17 * settings.max_pixels + 3 * file)) / GIB
+
+
+def test_limits_of_memory_stand_above_what_the_guide_sums_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With 4 GB, uploads and decoders might have taken 5.7."""
+    limits = [(composed(name), services()[name]["mem_limit"], "g") for name in OURS]
+    environment, _ = in_kubernetes()
+    [limit] = re.findall(r"limits: \{cpu: \S+ memory: (\d+Gi)\}", text("docs/deployment.md"))
+    for given, most, unit in [*limits, (environment, limit, "Gi")]:
+        assert most_memory(ours(given), 2, monkeypatch) < int(most.removesuffix(unit))
+    assert round(most_memory({}, 2, monkeypatch), 1) == 5.7
+    assert "5.7 GiB with the defaults on two cores" in text("docs/deployment.md")
 
 
 def test_services_are_hardened_and_pinned() -> None:
@@ -311,7 +354,8 @@ def test_prometheus_finds_the_service_and_its_rules() -> None:
     host, _, port = config["scrape_configs"][0]["static_configs"][0]["targets"][0].partition(":")
     assert host in services()
     assert host in services()["nsnet-gpu"]["networks"]["default"]["aliases"]
-    assert port == image_environment()["NSNET_PORT"]
+    assert "NSNET_PORT" not in image_environment()  # it would go before PORT, where that is given
+    assert int(port) == Settings.model_fields["port"].default
     for file in config["rule_files"]:
         assert (ROOT / "deploy/prometheus" / file).exists()
 
@@ -326,12 +370,101 @@ def test_grafana_finds_its_dashboard() -> None:
     assert (ROOT / "deploy/grafana/dashboards" / home.name).exists()
 
 
+# --- who is let in ------------------------------------------------------------------------------
+
+
+def run_by_the_guide() -> dict[str, str]:
+    """The settings of the guide's `docker run`, which publishes on this machine alone."""
+    [command] = re.findall(r"docker run (.* -p (?:.*\\\n)*.*)", text("docs/deployment.md"))
+    assert re.findall(r"-p (\S+)", command) == ["127.0.0.1:8000:8000"]
+    return ours(image_environment() | dict(re.findall(r"-e (\w+)=(\S+)", command)))
+
+
+def in_kubernetes() -> tuple[dict[str, str], str]:
+    """The settings of the guide's manifest, and the folder where its secret is mounted."""
+    [manifest] = re.findall(r"(?s)```yaml\n(spec:.*?)```", text("docs/deployment.md"))
+    spec = yaml.safe_load(manifest)["spec"]
+    [container] = spec["containers"]
+    [mount], [volume] = container["volumeMounts"], spec["volumes"]
+    assert mount["name"] == volume["name"]
+    assert f"create secret generic {volume['secret']['secretName']} " in text("docs/deployment.md")
+    given = {variable["name"]: variable["value"] for variable in container["env"]}
+    return ours(image_environment() | given), mount["mountPath"]
+
+
+SHIPPED: dict[str, Callable[[], dict[str, str]]] = {
+    "the guide's docker run": run_by_the_guide,
+    "compose": lambda: composed("nsnet"),
+    "compose, GPU": lambda: composed("nsnet-gpu"),
+    "Kubernetes": lambda: in_kubernetes()[0],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("example", SHIPPED)
+def test_the_server_starts_in_each_environment_that_ships(example: str, tmp_path: Path) -> None:
+    """As shipped, but for the port and for where the secret is mounted."""
+    environment = SHIPPED[example]()
+    assert environment["NSNET_HOST"] == "0.0.0.0"  # noqa: S104
+    if file := environment.get("NSNET_API_KEYS_FILE"):
+        _, mounted = in_kubernetes()
+        environment["NSNET_API_KEYS_FILE"] = file.replace(mounted, str(tmp_path))
+        (tmp_path / Path(file).name).write_text(keys_of_the_guide())
+    environment |= {"NSNET_PORT": "0", "NSNET_DRAIN_DELAY_S": "0"}
+    server = Process([sys.executable, "-m", "tests.server.serve_fake"], **environment)
+    try:
+        url = server.url().replace("0.0.0.0", "127.0.0.1")  # noqa: S104
+        eventually(lambda: httpx.get(f"{url}/readyz").status_code == 200, 60)
+        assert httpx.get(f"{url}/model").status_code == (401 if file else 200)
+        server.terminate()
+        assert server.exit_status() == 0
+    finally:
+        server.popen.kill()
+        server.popen.wait(10)
+
+
+def keys_of_the_guide() -> str:
+    [example] = re.findall(r"(?s)```\n(# openssl.*?)```", text("docs/deployment.md"))
+    return str(example)
+
+
+@pytest.mark.parametrize(
+    ("environment", "starts"),
+    [
+        (ours(image_environment()), False),
+        (composed("nsnet"), True),
+        (composed("nsnet", NSNET_PUBLISH="127.0.0.1:9000"), True),
+        (composed("nsnet", NSNET_PUBLISH="8000"), False),
+        (composed("nsnet", NSNET_PUBLISH="8000", NSNET_API_KEYS="0123456789abcdef"), True),
+        (composed("nsnet", NSNET_PUBLISH="8000", NSNET_ALLOW_ANONYMOUS="true"), True),
+        (composed("nsnet-gpu", NSNET_PUBLISH="0.0.0.0:8000"), False),
+    ],
+)
+def test_who_publishes_to_other_machines_needs_keys(
+    environment: dict[str, str], starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    settings = load_settings()
+    if starts:
+        settings.check_access()
+    else:
+        with pytest.raises(SettingsError):
+            settings.check_access()
+
+
+def test_the_guides_keys_are_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(keys_of_the_guide())
+    assert [key.name for key in read_keys(file)] == ["shop", "archive"]
+
+
 # --- the rest -----------------------------------------------------------------------------------
 
 
 def test_every_variable_that_any_file_names_is_a_setting() -> None:
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    known.add("NSNET_PUBLISH")  # compose's own: the published address
     files = [
         "Dockerfile",
         "docker-compose.yml",
@@ -341,7 +474,7 @@ def test_every_variable_that_any_file_names_is_a_setting() -> None:
         "CONTRIBUTING.md",
     ]
     for file in files:
-        named = set(re.findall(r"\bNSNET_[A-Z_]+", text(file)))
+        named = set(re.findall(r"\bNSNET_[A-Z0-9_]+", text(file)))
         assert named <= known, file
 
 
@@ -353,6 +486,17 @@ def test_the_guides_name_files_and_targets_that_exist() -> None:
         ):
             assert (ROOT / path).exists(), path
         assert set(re.findall(r"(?m)(?:^|`)make ([a-z-]+)", text(guide))) <= targets
+
+
+def test_every_defence_has_a_test_that_exists() -> None:
+    table = text("SECURITY.md").partition("## Threats and defences")[2].partition("Not defended")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", row.rstrip("| ").rpartition(" | ")[2])
+        assert named, row
+        for file, test in named:
+            assert re.search(rf"(?m)^def {test}\(", text(f"tests/{file}")), (file, test)
 
 
 def test_the_gates_run_targets_that_exist() -> None:

@@ -20,7 +20,7 @@ READY = b"ready"
 MESSAGE_BYTES = 16384
 
 _MIB = 1 << 20
-# What `decode` takes at its peak, in any format and mode, as `benchmarks/memory.py` measures it.
+# What `decode` takes at its peak, in any format and mode, as `benchmarks/decoding.py` measures it.
 _BYTES_PER_PIXEL = 17
 _COPIES = 3  # of a file: itself, without its metadata, and what its metadata unpack to
 _SPARE_BYTES = 256 * _MIB  # address space, for stacks of decoders' threads and tables
@@ -66,11 +66,11 @@ def serve(connection: socket.socket) -> None:
         job = Job.decode(message)
         _limit(job, virtual)
         answer = _answer(file, job.limits)
-        if os.fstat(file).st_size > _LARGE_BYTES:
+        if os.fstat(file).st_size > _LARGE_BYTES or "expensive" in answer:
             return_memory()
         os.close(file)
         left -= 1
-        if "expensive" in answer or memory()[1] > resident + _GROWN_BYTES:
+        if memory()[1] > resident + _GROWN_BYTES:
             left = 0
         connection.send(json.dumps(answer | {"last": not left}).encode())
 

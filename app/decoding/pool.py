@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _BOOT_S = 60.0  # it takes 0.2 s of a core that has nothing else to do
 # Nothing else in the environment is a decoder's business: least of all the keys.
-_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE")
+_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
 
 
 class DecodersError(Exception):
@@ -129,8 +129,7 @@ class Decoders:
                 raise
             next_one = child
             if answer.get("last"):
-                reason = "too_expensive" if "expensive" in answer else "worn"
-                next_one = self._replace(child, reason)
+                next_one = self._replace(child, "worn")
             return answer
         finally:
             self._idle.put(next_one)

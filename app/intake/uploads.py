@@ -2,9 +2,11 @@
 
 import hashlib
 import io
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Iterator
 
-from starlette.datastructures import FormData, UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,12 +56,12 @@ class Upload:
         self.discard()
         return other
 
-    def take(self) -> bytes:
-        """The whole file, once: it is not kept here any longer."""
+    def parts(self) -> Iterator[bytes]:
+        """The file, once: what was given is not kept here any longer."""
         self._close_chunk()
-        data = b"".join(self._chunks)  # without the GIL where it is long
-        self.discard()
-        return data
+        chunks, self._chunks = self._chunks[::-1], []
+        while chunks:
+            yield chunks.pop()
 
     def discard(self) -> None:
         """Let go of the file: its request holds this until its last image is answered."""
@@ -72,8 +74,9 @@ class Upload:
             self._gathered.clear()
 
 
-# Boundaries and headers of a form around its one file.
+# Boundaries, headers and other fields of a form around its one file.
 _FORM_BYTES = 65536
+_MOST_FIELDS = 16
 
 
 class _Part(UploadFile):
@@ -92,21 +95,55 @@ class _Part(UploadFile):
 
 
 class _InMemoryParser(MultiPartParser):
-    """Uploads never touch the disk; `BodyLimit` bounds the memory."""
+    """Uploads never touch the disk; `BodyLimit` bounds the memory.
+
+    A part is a file by its file name, or by its field's: not every client gives it the former. Of
+    all other fields the number is bounded, and nothing kept.
+
+    Args:
+        request: its headers name the boundary.
+        stream: its body.
+        field: that holds files.
+        most: files.
+    """
 
     finished = False
 
+    def __init__(
+        self, request: Request, stream: AsyncGenerator[bytes, None], field: str, most: int
+    ) -> None:
+        super().__init__(request.headers, stream, max_files=math.inf, max_fields=math.inf)
+        self._field = field
+        self._most = most
+        self._files = self._texts = 0
+
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
+        part = self._current_part
+        if part.file is not None or part.field_name == self._field:
+            part.file = _Part(part.file.filename if part.file is not None else None)
+            self._files += 1
+        else:
+            self._texts += 1
+        if self._files > self._most:
+            raise _too_many(self._most)
+        if self._texts > _MOST_FIELDS:
+            raise ApiError(
+                "payload_too_large", f"A form may have {_MOST_FIELDS} fields beside its files."
+            )
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._current_part.file is not None:
-            self._current_part.file = _Part(self._current_part.file.filename)
+            super().on_part_data(data, start, end)
 
     def on_end(self) -> None:
         self.finished = True
 
 
 async def read_one(request: Request, most_bytes: int) -> Upload:
-    """Read the image of a `/detect` request: multipart field `file`, or a raw `image/*` body.
+    """Read the image of a `/detect` request: multipart field `file`, or a raw body.
+
+    A raw body is of a type `image/*`, or of none that says anything: what it is, its content tells.
 
     Args:
         request: its body is not read yet.
@@ -117,11 +154,13 @@ async def read_one(request: Request, most_bytes: int) -> Upload:
             unsupported_media_type.
     """
     kind = _media_type(request)
-    if kind.startswith("image/"):
+    if kind.startswith("image/") or kind in ("", "application/octet-stream"):
         return await _body(request, most_bytes)
     if kind != "multipart/form-data":
         raise ApiError(
-            "unsupported_media_type", "Send multipart/form-data with a field `file`, or image/*."
+            "unsupported_media_type",
+            "Send multipart/form-data with a field `file`, or the image itself as image/* or "
+            "application/octet-stream.",
         )
     stream = _bounded(request, most_bytes + _FORM_BYTES)
     files = await _files(request, stream, "file", most=1)
@@ -153,7 +192,8 @@ async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
         if seen > most:
             raise ApiError(
                 "payload_too_large",
-                "The image has more bytes than one may have; GET /model names the limit.",
+                "The image, or the form around it, has more bytes than one may have; GET /model "
+                "names the limit.",
                 headers={"Connection": "close"},  # or the rest would have to be read
             )
         yield chunk
@@ -172,32 +212,25 @@ async def _body(request: Request, most: int) -> Upload:
 async def _files(
     request: Request, stream: AsyncGenerator[bytes, None], name: str, *, most: int
 ) -> list[Upload]:
-    form = await _parse(request, stream, most)
-    uploads = [part.upload for part in form.getlist(name) if isinstance(part, _Part)]
-    if not uploads:
-        raise ApiError("missing_file", f"The form has no file in a field named `{name}`.")
-    return uploads
-
-
-async def _parse(request: Request, stream: AsyncGenerator[bytes, None], most: int) -> FormData:
-    parser = _InMemoryParser(
-        request.headers, stream, max_files=most + 1, max_fields=16, max_part_size=65536
-    )
+    _, parameters = parse_options_header(request.headers["content-type"])
+    if not parameters.get(b"boundary"):
+        raise ApiError("malformed_multipart", "The Content-Type header names no boundary.")
+    parser = _InMemoryParser(request, stream, name, most)
     try:
         form = await parser.parse()
     except ClientDisconnect:
         raise ApiError("bad_request", "The body ended early.") from None
-    except (MultiPartException, UnicodeError) as error:  # a declared charset may be any codec
-        # The parser's own message is the only sign of which limit was hit.
-        if isinstance(error, MultiPartException) and error.message.startswith("Too many files"):
-            raise _too_many(most) from None
-        raise ApiError("malformed_multipart", "The multipart body breaks RFC 7578.") from None
-    files = sum(isinstance(part, UploadFile) for _, part in form.multi_items())
-    if files > most:
-        raise _too_many(most)
+    except (MultiPartException, UnicodeError):  # a declared charset may be any codec
+        raise ApiError(
+            "malformed_multipart",
+            "The multipart body breaks RFC 7578, or a part of it has too many or too long headers.",
+        ) from None
     if not parser.finished:
         raise ApiError("malformed_multipart", "The multipart body ends before its last boundary.")
-    return form
+    uploads = [part.upload for part in form.getlist(name) if isinstance(part, _Part)]
+    if not uploads:
+        raise ApiError("missing_file", f"The form has no file in a field named `{name}`.")
+    return uploads
 
 
 def _too_many(most: int) -> ApiError:

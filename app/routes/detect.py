@@ -14,11 +14,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from app.desk import within
 from app.errors import ApiError
 from app.intake.uploads import Upload, read_many, read_one
-from app.routes import authorized
+from app.routes import authorized, known_query
 from app.schemas import BatchOut, DetectionOut, ItemError, ItemOk, ProblemOut, Summary, problems
 from app.service import Service
 
-router = APIRouter(tags=["detection"], dependencies=[Depends(authorized)])
+router = APIRouter(tags=["detection"], dependencies=[Depends(authorized), Depends(known_query)])
 
 T = TypeVar("T")
 
@@ -56,14 +56,18 @@ Threshold = Annotated[
     response_model=DetectionOut,
     responses=problems("/detect"),
     openapi_extra=_body(
-        {"multipart/form-data": _form({"file": _BINARY}), "image/*": {"schema": _BINARY}}
+        {
+            "multipart/form-data": _form({"file": _BINARY}),
+            "image/*": {"schema": _BINARY},
+            "application/octet-stream": {"schema": _BINARY},
+        }
     ),
 )
 async def detect(request: Request, threshold: Threshold = None) -> Response:
-    """Score an image sent as the multipart field `file` or as a raw `image/*` body."""
+    """Score an image sent as the multipart field `file`, or as the body itself."""
     service, deadline = _begin(request)
     with service.places.hold(1):
-        service.rates.take(_client(request), 1)
+        service.rates.take(request.state.client, 1)
         async with within(deadline):
             upload = await read_one(request, service.settings.max_upload_bytes)
         answer = await _while_connected(
@@ -105,7 +109,7 @@ async def detect_batch(request: Request, threshold: Threshold = None) -> Respons
     places = ExitStack()
     places.enter_context(service.places.hold(len(uploads)))
     try:
-        service.rates.take(_client(request), len(uploads))
+        service.rates.take(request.state.client, len(uploads))
     except ApiError:
         places.close()
         raise
@@ -150,11 +154,6 @@ def _places_of_body(request: Request, service: Service) -> int:
     declared = request.headers.get("content-length", "")
     size = int(declared) if declared.isdigit() else limits.max_request_bytes
     return min(limits.max_queue, max(1, math.ceil(size / limits.max_upload_bytes)))
-
-
-def _client(request: Request) -> str:
-    key: str | None = request.state.client_key
-    return key or (request.client.host if request.client else "")
 
 
 async def _item(

@@ -1,4 +1,4 @@
-"""Probes, metrics and model details, for operators."""
+"""Probes, metrics and model details, for operators: a router each, as ports differ in them."""
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -9,11 +9,15 @@ from app.schemas import BackboneOut, LimitsOut, ModelDetailsOut, Status, Thresho
 from app.service import Service
 from model.images import FORMATS
 
-router = APIRouter(tags=["operation"])
+probes = APIRouter(tags=["operation"])
+exposition = APIRouter(tags=["operation"])
+details = APIRouter(tags=["operation"], dependencies=[Depends(authorized)])
 
 
-@router.get("/livez", summary="Does the process need a restart?", responses=problems("/livez"))
-@router.get("/healthz", summary="The same as /livez", responses=problems("/healthz"))
+@probes.head("/livez", include_in_schema=False)
+@probes.head("/healthz", include_in_schema=False)
+@probes.get("/livez", summary="Does the process need a restart?", responses=problems("/livez"))
+@probes.get("/healthz", summary="The same as /livez", responses=problems("/healthz"))
 async def livez(request: Request) -> Status:
     """200 while the model is being loaded and as long as device and decoders get on."""
     service: Service = request.app.state.service
@@ -22,7 +26,8 @@ async def livez(request: Request) -> Status:
     return Status(status="ok")
 
 
-@router.get("/readyz", summary="Should traffic be sent here?", responses=problems("/readyz"))
+@probes.head("/readyz", include_in_schema=False)
+@probes.get("/readyz", summary="Should traffic be sent here?", responses=problems("/readyz"))
 async def readyz(request: Request) -> Status:
     """200 once weights are loaded and warm, until draining; a full queue does not change it."""
     service: Service = request.app.state.service
@@ -30,7 +35,8 @@ async def readyz(request: Request) -> Status:
     return Status(status="ok")
 
 
-@router.get(
+@exposition.head("/metrics", include_in_schema=False)
+@exposition.get(
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,
@@ -45,11 +51,11 @@ async def metrics(request: Request) -> Response:
     return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
-@router.get(
+@details.head("/model", include_in_schema=False)
+@details.get(
     "/model",
     summary="The loaded model",
     response_model=ModelDetailsOut,
-    dependencies=[Depends(authorized)],
     responses=problems("/model"),
 )
 async def model(request: Request) -> ModelDetailsOut:

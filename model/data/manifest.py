@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,15 +137,39 @@ def _read_folder(root: Path, split: str | None) -> list[Row]:
     return rows
 
 
-def images_in(root: Path) -> Iterator[Path]:
-    """The images in a folder and those below it, in no order; hidden ones are left out."""
+def _refuse(error: OSError) -> None:
+    raise ManifestError(f"{error.filename} cannot be read: {error.strerror}")
+
+
+def images_in(root: Path, unreadable: Callable[[OSError], object] = _refuse) -> Iterator[Path]:
+    """The images in a folder and those below it, in no order; hidden ones are left out.
+
+    Args:
+        root: the folder; links to others are followed, except back to one that leads here.
+        unreadable: told of each folder that cannot be listed.
+
+    Raises:
+        ManifestError: a folder cannot be listed, and nobody else is told.
+    """
     # Not rglob: benchmarks are often put together of linked folders.
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for folder, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
+        here = Path(folder)
+        folders[:] = [
+            name for name in folders if not (name.startswith(".") or _leads_back(root, here / name))
+        ]
         for name in files:
-            path = Path(folder, name)
-            if not name.startswith(".") and path.suffix.lower() in SUFFIXES:
+            path = here / name
+            image = not name.startswith(".") and path.suffix.lower() in SUFFIXES
+            if image and (path.is_file() or path.is_symlink()):  # a broken link is told of
                 yield path
+
+
+def _leads_back(root: Path, folder: Path) -> bool:
+    """Whether a folder is a link to one that it was reached through."""
+    if not folder.is_symlink():
+        return False
+    through = (parent for parent in folder.parents if parent.is_relative_to(root))
+    return folder.resolve() in {parent.resolve() for parent in through}
 
 
 def _place(folders: Sequence[str]) -> tuple[str | None, int | None, str | None]:

@@ -5,7 +5,7 @@ decoded. Hostile bytes give an `ImageError`. Loads numpy and Pillow, and nothing
 """
 
 from model.errors import ImageError
-from model.images.formats import FORMATS, SUFFIXES, Format, decode, read_picture
+from model.images.formats import FORMATS, SUFFIXES, Format, decode, read_file, read_picture
 from model.images.picture import Facts, Limits, Picture
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "Limits",
     "Picture",
     "decode",
+    "read_file",
     "read_picture",
 ]

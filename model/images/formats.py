@@ -4,56 +4,54 @@ To add a format is to add a row to `FORMATS`.
 """
 
 import contextlib
+import io
 import logging
 import re
-import struct
+import stat
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pillow_heif
-from PIL import Image, UnidentifiedImageError
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from model.errors import ImageError
-from model.images.avif import check_coded_size
-from model.images.headers import (
-    Metered,
-    check_jpeg,
-    check_png,
-    check_scans,
-    check_size,
-    check_tiff,
-    without_metadata,
-)
+from model.images import boxes, gif, jpeg, png, tiff, webp
 from model.images.picture import Limits, Picture
 from model.images.pixels import to_rgb
 
-pillow_heif.register_heif_opener()
+_USUAL = Limits()
+
+# What is beside the picture is never read. One thread a decoder: each more takes memory of its own.
+pillow_heif.register_heif_opener(
+    thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
+)
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # To open a JPEG, Pillow looks into its EXIF data for a resolution, which nobody needs, and refuses
 # the image where they are broken.
-JpegImageFile._read_dpi_from_exif = lambda self: None  # type: ignore[method-assign]  # noqa: ARG005
-# Our own limit is checked first, from the header, with an error of its own.
-Image.MAX_IMAGE_PIXELS = None
+JpegImagePlugin.JpegImageFile._read_dpi_from_exif = lambda self: None  # type: ignore[method-assign]  # noqa: ARG005
+# Behind our own limit, which is checked first and has an error of its own.
+Image.MAX_IMAGE_PIXELS = _USUAL.max_pixels
 # Pillow warns of odd EXIF data and the like; no client can see it. Set once: `catch_warnings`
-# around each image would race between the decoding threads.
+# around each image would race between threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # At the level debug it would log every tag of an upload: captions, places, owners.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-def _unchanged(data: bytes) -> bytes:
-    return data
-
-
-def _accept_header(_data: bytes, _limits: Limits) -> None:
-    pass
-
-
-def _accept_coded(_image: Image.Image, _file: Metered, _limits: Limits) -> None:
-    pass
+def _as_it_is(data: bytes, _limits: Limits) -> Iterator[bytes]:
+    yield data
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +61,22 @@ class Format:
     Attributes:
         title: as people write it.
         names: as Pillow does: its plugin's name, then what else that plugin makes of a file.
+        plugin: opens a file, and reads its header only.
         signature: matches the beginning of every file of the format. What begins so and cannot be
             opened is damaged. Two formats may share one: both are tried, in order.
         suffixes: of files, in lower case, with the dot.
-        prepare: makes of the file's bytes those that are opened.
-        check_header: refuses, by an `ImageError`, what would be expensive to open.
-        check_coded: refuses what would be expensive to decode, now that the header is read and its
-            size within the limits.
-        salvage: makes of bytes that Pillow does not identify others to try; the same if there are
-            none.
+        versions: makes of the file's bytes those that are opened, and others to try where Pillow
+            cannot read them; or refuses the file, by an `ImageError`.
+        unread: matches what the plugin says of a valid file that it cannot read.
     """
 
     title: str
     names: tuple[str, ...]
+    plugin: Callable[[io.BytesIO, str], ImageFile.ImageFile]
     signature: re.Pattern[bytes]
     suffixes: tuple[str, ...]
-    prepare: Callable[[bytes], bytes] = _unchanged
-    check_header: Callable[[bytes, Limits], None] = _accept_header
-    check_coded: Callable[[Image.Image, Metered, Limits], None] = _accept_coded
-    salvage: Callable[[bytes], bytes] = _unchanged
+    versions: Callable[[bytes, Limits], Iterator[bytes]] = _as_it_is
+    unread: re.Pattern[str] = re.compile(r"(?!)")
 
     @property
     def name(self) -> str:
@@ -89,112 +84,85 @@ class Format:
         return self.names[0]
 
 
-_EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
-
-
-def _without_exif(avif: bytes) -> bytes:
-    """The file with its EXIF item renamed, so that nobody reads it.
-
-    Pillow parses it to open the file, at any cost, and refuses the image where it is broken. It
-    says nothing that is needed: an AVIF is turned by properties of its own.
-    """
-    return _EXIF_ITEM.sub(rb"\1free", avif)
-
-
-# Pillow decodes these in Python, 0.4 us a pair of bytes. They date from screens of a megapixel.
-_RUN_LENGTH = (1, 2)
-_RUN_LENGTH_PIXELS = 1 << 20
-
-
-def _check_run_length(image: Image.Image, file: Metered, _limits: Limits) -> None:
-    if image.info["compression"] not in _RUN_LENGTH:
-        return
-    if image.width * image.height > _RUN_LENGTH_PIXELS:
-        raise ImageError(
-            "too_many_pixels",
-            f"A run-length encoded BMP may have {_RUN_LENGTH_PIXELS} pixels at most.",
-        )
-    file.reads_left = _RUN_LENGTH_PIXELS
-
-
 FORMATS: tuple[Format, ...] = (
     Format(
         title="JPEG",
         names=("JPEG", "MPO"),
+        plugin=JpegImagePlugin.jpeg_factory,
         signature=re.compile(rb"\xff\xd8\xff"),
         suffixes=(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-        check_header=lambda data, _limits: check_jpeg(data),
-        check_coded=lambda image, file, _limits: check_scans(
-            file.getvalue(), image.width * image.height
-        ),
-        # Pillow refuses a JPEG for a profile or a density cut short; its pixels may be intact.
-        salvage=without_metadata,
+        versions=jpeg.versions,
+        unread=re.compile(r"cannot handle \d+-(bit layers|layer images)"),
     ),
     Format(
         title="PNG",
         names=("PNG",),
+        plugin=PngImagePlugin.PngImageFile,
         signature=re.compile(rb"\x89PNG\r\n\x1a\n"),
         suffixes=(".png", ".apng"),
-        check_header=lambda data, _limits: check_png(data),
+        versions=png.versions,
     ),
     Format(
         title="WebP",
         names=("WEBP",),
+        plugin=WebPImagePlugin.WebPImageFile,
         signature=re.compile(rb"(?s)RIFF.{4}WEBP"),
         suffixes=(".webp",),
+        versions=webp.versions,
     ),
     Format(
         title="AVIF",
         names=("AVIF",),
+        plugin=AvifImagePlugin.AvifImageFile,
         signature=re.compile(rb"(?s).{4}ftyp(?:avif|avis|mif1|msf1)"),
         suffixes=(".avif", ".avifs"),
-        prepare=_without_exif,
-        check_coded=lambda _image, file, limits: check_coded_size(file.getvalue(), limits),
+        versions=boxes.avif_versions,
+        unread=re.compile(r"No codec available|Not implemented|Unsupported"),
     ),
     Format(
         title="HEIC",
         names=("HEIF",),
+        plugin=pillow_heif.HeifImageFile,
         signature=re.compile(rb"(?s).{4}ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)"),
         suffixes=(".heic", ".heif", ".heics", ".heifs", ".hif"),
+        versions=boxes.heic_versions,
+        # The first: there are pictures, none of them of a kind that is known.
+        unread=re.compile(r"not identified by this driver|not been built in|Unsupported"),
     ),
-    Format(title="GIF", names=("GIF",), signature=re.compile(rb"GIF8"), suffixes=(".gif",)),
+    Format(
+        title="GIF",
+        names=("GIF",),
+        plugin=GifImagePlugin.GifImageFile,
+        signature=re.compile(rb"GIF8"),
+        suffixes=(".gif",),
+        versions=gif.versions,
+    ),
     Format(
         title="TIFF",
         names=("TIFF",),
+        plugin=TiffImagePlugin.TiffImageFile,
         # The second pair is wrong, and read all the same; the third is BigTIFF.
         signature=re.compile(rb"II\*\0|MM\0\*|II\0\*|MM\*\0|II\+\0|MM\0\+"),
         suffixes=(".tif", ".tiff"),
-        check_header=check_tiff,
+        versions=tiff.versions,
+        # The number is of a compression.
+        unread=re.compile(r"unknown pixel mode|not yet supported|^\d+$"),
     ),
     Format(
         title="BMP",
         names=("BMP",),
+        plugin=BmpImagePlugin.BmpImageFile,
         signature=re.compile(rb"BM"),
         suffixes=(".bmp",),
-        check_coded=_check_run_length,
+        unread=re.compile(r"Unsupported BMP (bitfields layout|compression|pixel depth)"),
     ),
 )
 SUFFIXES = frozenset(suffix for row in FORMATS for suffix in row.suffixes)
 
-_USUAL = Limits()
-# What Pillow's plugins raise on hostile bytes; anything else is a bug.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    IndexError,
-    KeyError,
-    TypeError,
-    MemoryError,
-    RuntimeError,
-    AttributeError,
-    ZeroDivisionError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+# What the decoders written in C say when they get none; libheif also of numbers that it does not
+# believe.
+_NO_MEMORY = re.compile(
+    r"memory(?! allocation error: Security limit)|decoder error -9", re.IGNORECASE
 )
 
 
@@ -207,7 +175,8 @@ def decode(data: bytes, limits: Limits = _USUAL) -> Picture:
 
     Raises:
         ImageError: empty_file, payload_too_large, unsupported_media_type, too_many_pixels,
-            image_too_small, validation_error (aspect), corrupt_image.
+            image_too_small, validation_error (aspect), unsupported_variant, corrupt_image.
+        MemoryError: there is not enough for this image.
     """
     if not data:
         raise ImageError("empty_file", "The file has no bytes.")
@@ -221,17 +190,18 @@ def decode(data: bytes, limits: Limits = _USUAL) -> Picture:
         raise ImageError(
             "unsupported_media_type", f"Send {', '.join(titles)} or {last}: the content decides."
         )
-    prepared = data
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, limits.max_pixels)
+    refusal = ""
     for row in candidates:
-        row.check_header(data, limits)
-        prepared = row.prepare(prepared)
-    file = Metered(prepared)
-    with _open(file, candidates) as image:
-        check_size(image.width, image.height, limits)
-        opened = next(row for row in candidates if image.format in row.names)
-        opened.check_coded(image, file, limits)
-        with _damaged("The image data are damaged or cut off."):
-            return to_rgb(image, data)
+        for version in row.versions(data, limits):
+            try:
+                return _read(row, version, limits)
+            except ImageError as error:
+                if error.code not in ("corrupt_image", "unsupported_variant"):
+                    raise
+                # Not the error itself: its traceback holds pixels.
+                code, refusal = error.code, str(error)
+    raise ImageError(code, refusal)
 
 
 def read_picture(path: Path, limits: Limits = _USUAL) -> Picture:
@@ -239,34 +209,60 @@ def read_picture(path: Path, limits: Limits = _USUAL) -> Picture:
 
     Raises:
         ImageError: unreadable; those of `decode`.
+        MemoryError: there is not enough for this image.
+    """
+    return decode(read_file(path, limits), limits)
+
+
+def read_file(path: Path, limits: Limits = _USUAL) -> bytes:
+    """The bytes of a file on a disk, for `decode`; of one too large no more than shows it.
+
+    Raises:
+        ImageError: unreadable.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe may take for ever
+            raise ImageError("unreadable", "It is not a regular file.")
         with path.open("rb") as file:
-            data = file.read(limits.max_bytes + 1)  # of a larger one no more than shows it
+            return file.read(limits.max_bytes + 1)
     except OSError as error:
         raise ImageError("unreadable", f"The file cannot be read: {error.strerror}.") from error
-    return decode(data, limits)
 
 
-def _open(file: Metered, candidates: Sequence[Format]) -> Image.Image:
-    """Read the header only; no plugin but the candidates' ever sees the file."""
-    with _damaged("The image's header is damaged."):
-        try:
-            return Image.open(file, formats=[row.name for row in candidates])
-        except UnidentifiedImageError:
-            data = file.getvalue()  # shared, not copied
-            for row in candidates:
-                if len(rest := row.salvage(data)) < len(data):
-                    return _open(Metered(rest), candidates)
-            raise
+def _read(row: Format, data: bytes, limits: Limits) -> Picture:
+    """Decode one version of a file.
+
+    Raises:
+        ImageError: those of `Limits.check_size`, unsupported_variant, corrupt_image.
+        MemoryError: there is not enough for this image.
+    """
+    with _damaged(row, "The image's header is damaged."):
+        image = row.plugin(io.BytesIO(data), "")
+    with image, _damaged(row, "The image data are damaged or cut off."):
+        limits.check_size(image.width, image.height)
+        # Together, they are no more pixels than one image may have.
+        frames = max(1, min(_FRAMES, limits.max_pixels // (image.width * image.height)))
+        return to_rgb(image, data, frames)
+
+
+_FRAMES = 32  # of an animation are looked at
 
 
 @contextlib.contextmanager
-def _damaged(text: str) -> Iterator[None]:
-    """Say so of a file that Pillow stumbles over."""
+def _damaged(row: Format, text: str) -> Iterator[None]:
+    """Say so of a file that Pillow stumbles over, be it by what it does not know."""
     try:
         yield
-    except ImageError:  # a ValueError, too
+    except (ImageError, MemoryError):
         raise
-    except _DAMAGED:
+    except Image.DecompressionBombError:
+        raise ImageError("too_many_pixels", "A frame of the image has too many pixels.") from None
+    except Exception as error:  # noqa: BLE001 (plugins raise what they like)
+        if _NO_MEMORY.search(str(error)):
+            raise MemoryError from None
+        if row.unread.search(str(error)):
+            raise ImageError(
+                "unsupported_variant",
+                f"This variant of {row.title} is not read: send the image in a common one.",
+            ) from None
         raise ImageError("corrupt_image", text) from None

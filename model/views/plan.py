@@ -36,6 +36,7 @@ class Look:
     Attributes:
         canvases: uint8 [K, 3, S, S], on the network's device.
         quality: of the whole picture.
+        content: whether there is anything to see in it.
         warnings: machine-readable notes, e.g. `few_patches`.
         seen: logits of the picture's canvases that were scored before these.
         more: cuts the canvases of the next look, uint8 [L, 3, S, S]; it holds copies of what may be
@@ -44,6 +45,7 @@ class Look:
 
     canvases: Tensor
     quality: Quality
+    content: bool = True
     warnings: tuple[str, ...] = ()
     seen: tuple[float, ...] = ()
     more: Callable[[], Tensor] | None = None
@@ -143,7 +145,7 @@ class ViewPlan(BaseModel):
             kept = cut_candidates(image, self.patches) if large else image.clone()
             more = functools.partial(_patches_of, kept, self.patches)
         warnings = ("few_patches",) if selection.sparse else ()
-        return Look(selection.canvases[0], measure_quality(image), warnings, more=more)
+        return Look(selection.canvases[0], measure_quality(image), warnings=warnings, more=more)
 
     def drawn(self, rng: np.random.Generator) -> "ViewPlan":
         """One canvas of the plan's, as training draws it: the whole image as often as it is one."""

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from app.decoding.pool import Decoders
 from app.desk import ServedDetector
 from app.errors import ApiError
 from app.intake.uploads import Upload
@@ -22,10 +23,10 @@ from app.schemas import DetectionOut
 from app.service import Service, State
 from app.settings import Settings
 from model.detector import Detector, Look
-from model.images import Limits, Picture, decode
+from model.images import Limits, Picture
 from model.verdicts import Verdict
 from tests.conftest import CPU
-from tests.fakes import DOUBTFUL, POISON, FakeDetector
+from tests.fakes import DOUBTFUL, POISON, FakeDetector, shared_decoders
 from tests.images import jpeg
 from tests.model.test_checkpoint import rewrite
 from tests.model.test_detector import NEVER_SETTLED, flags_everything, two_looks
@@ -34,8 +35,11 @@ from tests.server.test_detect import grey
 
 
 @asynccontextmanager
-async def serving(detector: ServedDetector, **settings: Any) -> AsyncIterator[Service]:
-    service = Service(Settings(**{"cache_size": 0} | settings), lambda _: detector)
+async def serving(
+    detector: ServedDetector, decoders: Decoders | None = None, **settings: Any
+) -> AsyncIterator[Service]:
+    chosen = Settings(**{"cache_size": 0} | settings)
+    service = Service(chosen, lambda _: detector, decoders or shared_decoders())
     await service.start(lambda: None)
     assert service.state is State.READY
     try:
@@ -87,11 +91,17 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[bytes] = []
         self.pixels: list[weakref.ref[NDArray[np.uint8]]] = []
-        monkeypatch.setattr("app.desk.decode", self._decode)
+        self._decode = Decoders.decode
+        monkeypatch.setattr(Decoders, "decode", lambda *given: self._watched(*given))
 
-    def _decode(self, data: bytes, limits: Limits) -> Picture:
-        self.files.append(data)
-        picture = decode(data, limits)
+    def _watched(self, decoders: Decoders, parts: Iterable[bytes], limits: Limits) -> Picture:
+        def watched() -> Iterator[bytes]:
+            for part in parts:
+                self.files.append(part)
+                yield part
+                del part
+
+        picture = self._decode(decoders, watched(), limits)
         self.pixels.append(weakref.ref(picture.pixels))
         return picture
 
@@ -287,7 +297,7 @@ def test_of_identical_uploads_one_file_is_kept() -> None:
             uploads = [Upload() for _ in range(3)]
             tasks = [ask(service, grey(101), upload=upload) for upload in uploads]
             await until(lambda: service.desk.sharing == 2)
-            assert [upload.take() for upload in uploads] == [b""] * 3
+            assert [b"".join(upload.parts()) for upload in uploads] == [b""] * 3
             busy.set()
             await asyncio.gather(decoding, *tasks)
 

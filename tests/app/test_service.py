@@ -1,11 +1,12 @@
 import asyncio
 import gc
+import sys
 import threading
 from typing import Any
 
 import pytest
 
-from app.service import Service, State
+from app.service import Service, State, load_detector
 from app.settings import Settings
 from model.detector import ModelError
 from tests.fakes import load_fake
@@ -36,6 +37,27 @@ def test_whatever_stops_the_load_is_one_line(
     assert service.state is State.FAILED
     assert not service.alive
     assert failed == [True]
+
+
+def test_torch_that_cannot_be_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It failed once more where the line was written: the server was loading for ever."""
+
+    class Broken:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "model.detector":
+                raise FileNotFoundError("no usable temporary folder")
+
+    monkeypatch.delitem(sys.modules, "model.detector")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    service = Service(Settings(), load_detector)
+    asyncio.run(service.start(lambda: None))
+    service.stop()
+    assert service.state is State.FAILED
+    assert caplog.messages == [
+        "the model cannot be loaded: FileNotFoundError: no usable temporary folder"
+    ]
 
 
 def test_a_thread_that_still_loads_is_busy() -> None:

@@ -4,12 +4,12 @@ import sys
 
 import httpx
 import pytest
-from pydantic import ValidationError
 
-from app.settings import Settings, SettingsError, describe_settings, load_settings
+from app.settings import Settings, SettingsError, describe_settings, load_settings, own_api_key
 from model.images import Limits
 from tests.server.conftest import Process
 
+KEY = "0123456789abcdef"
 OPEN = "NSNET_API_KEYS is not set: the service is open to all who reach it"
 SERVICE = {
     "NSNET_SERVICE_HOST": "10.0.0.1",
@@ -35,9 +35,10 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
 
 
 def test_defaults_are_valid_and_every_setting_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NSNET_API_KEYS", "one, two,")
+    monkeypatch.setenv("NSNET_API_KEYS", f"web:{KEY}, other-{KEY},")
     settings = load_settings()
-    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+    assert [key.name for key in settings.api_keys] == ["web", "key-2"]
+    assert KEY not in repr(settings) + repr(vars(settings))
     rows = {row.variable: row for row in describe_settings(settings)}
     assert set(rows) == {f"NSNET_{name.upper()}" for name in Settings.model_fields}
     assert all(row.description for row in rows.values())
@@ -81,11 +82,6 @@ def test_all_mistakes_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert name in message
 
 
-def test_names_of_ours_that_are_no_settings_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NSNET_PUBLISH", "8000")
-    assert load_settings() == Settings()
-
-
 def test_int8_is_a_precision_and_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "use NSNET_PRECISION=int8" in refusal(monkeypatch, NSNET_ENGINE="int8")
     monkeypatch.setenv("NSNET_ENGINE", "onnxruntime")
@@ -107,6 +103,74 @@ def test_a_kubernetes_service_called_nsnet_does_not_stop_the_start(
     assert "the port is 8000" in note
     assert unprotected == OPEN
     assert "NSNET_CACHE_SIZE" in refusal(monkeypatch, NSNET_CACHE_SIZE="-1")
+
+
+def test_a_platforms_port_is_taken_where_ours_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PORT, as Heroku and Cloud Run set it; not where it is another's address."""
+    monkeypatch.setenv("PORT", "9000")
+    assert load_settings().port == 9000
+    assert load_settings(port=7).port == 7
+    monkeypatch.setenv("NSNET_PORT", "tcp://10.0.0.1:8000")
+    assert load_settings().port == 9000
+    monkeypatch.setenv("NSNET_PORT", "8001")
+    assert load_settings().port == 8001
+    monkeypatch.setenv("NSNET_PORT", "")
+    for value in ("", "tcp://10.0.0.1:9000"):
+        monkeypatch.setenv("PORT", value)
+        assert load_settings().port == 8000
+    assert refusal(monkeypatch, PORT="many").startswith("PORT: ")
+
+
+def test_a_service_called_nsnet_operations_sets_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NSNET_OPERATIONS_PORT", "tcp://10.0.0.1:9000")
+    settings = load_settings()
+    assert settings.operations_port is None
+    assert "NSNET_OPERATIONS_PORT is an address" in settings.notes[0]
+
+
+def test_what_the_command_line_says_is_checked_like_the_environment() -> None:
+    assert load_settings("::1").host == "::1"
+    with pytest.raises(SettingsError, match="NSNET_HOST: it is no printable text"):
+        load_settings("\n")
+
+
+@pytest.mark.parametrize("given", ["nsnet", "/nsnet", "/nsnet/", "//nsnet//"])
+def test_a_root_path_has_one_meaning_however_it_is_written(given: str) -> None:
+    assert Settings(root_path=given).root_path == "/nsnet"
+    assert Settings(root_path="/").root_path == ""
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("NSNET_ROOT_PATH", "/a?b"),
+        ("NSNET_ROOT_PATH", "/a'b"),
+        ("NSNET_CORS_ORIGINS", "page.example"),
+        ("NSNET_CORS_ORIGINS", "https://page.example/"),
+        ("NSNET_CORS_ORIGINS", ", ,"),
+        ("NSNET_ALLOWED_HOSTS", "nsnet.example:8000"),
+        ("NSNET_ALLOWED_HOSTS", "10.0.0.1:8000"),
+        ("NSNET_ALLOWED_HOSTS", "http://nsnet.example"),
+        ("NSNET_ALLOWED_HOSTS", ","),
+        ("NSNET_OPERATIONS_PORT", "8000"),
+    ],
+)
+def test_what_would_let_in_nobody_or_everybody_is_refused(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = refusal(monkeypatch, **{variable: value})
+    assert message.startswith(variable)
+    assert value == "," or value not in message
+
+
+def test_lists_are_read_as_they_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NSNET_CORS_ORIGINS", "HTTPS://Page.example:8443, *")
+    monkeypatch.setenv("NSNET_ALLOWED_HOSTS", "LocalHost,[::1], *.example.com,10.0.0.1")
+    settings = load_settings()
+    assert settings.cors_origins == ("https://page.example:8443", "*")
+    assert settings.allowed_hosts == ("localhost", "::1", "*.example.com", "10.0.0.1")
+    shown = {row.variable: row.value for row in describe_settings(settings)}
+    assert shown["NSNET_ALLOWED_HOSTS"] == "localhost,::1,*.example.com,10.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +203,10 @@ def test_an_empty_variable_is_the_default(field: str, monkeypatch: pytest.Monkey
     assert load_settings().port == 9
 
 
-@pytest.mark.parametrize("keys", [",", " , ", " ", "\udcff", "one,two\udcfe", "one\ntwo", "a\x00b"])
+@pytest.mark.parametrize(
+    "keys",
+    [",", " , ", " ", "\udcff" * 16, f"{KEY},two{KEY}\udcfe", f"{KEY}\ntwo", f"{KEY}\x00", "two"],
+)
 def test_keys_that_no_client_could_send_are_refused(
     keys: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,10 +218,30 @@ def test_keys_that_no_client_could_send_are_refused(
     assert "two" not in str(caught.value)
 
 
-def test_an_empty_key_is_none() -> None:
-    """Whoever sends no key would send it."""
-    with pytest.raises(ValidationError):
-        Settings(api_keys=("one", ""))
+def test_a_client_sends_the_first_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_api_key() is None
+    monkeypatch.setenv("nsnet_api_keys", f" , web:{KEY},other-{KEY}")
+    assert own_api_key() == KEY
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "nsnet.example"])  # noqa: S104
+def test_other_machines_are_not_served_by_an_oversight(host: str) -> None:
+    with pytest.raises(SettingsError, match="set NSNET_API_KEYS or NSNET_API_KEYS_FILE, or NSNET_"):
+        Settings(host=host).check_access()
+    with pytest.raises(SettingsError):
+        Settings(host=host, publish="8000").check_access()
+    with pytest.raises(SettingsError):
+        Settings(host=host, publish="0.0.0.0:8000").check_access()
+    Settings(host=host, allow_anonymous=True).check_access()
+    Settings(host=host, api_keys=KEY).check_access()
+    Settings(host=host, api_keys_file="keys").check_access()
+    Settings(host=host, publish="127.0.0.1:8000").check_access()
+    Settings(host=host, publish="[::1]:8000").check_access()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_this_machine_is_served_without_keys(host: str) -> None:
+    Settings(host=host).check_access()
 
 
 @pytest.mark.parametrize("variable", ["NSNET_HOST", "NSNET_ROOT_PATH", "NSNET_FORWARDED_ALLOW_IPS"])
@@ -175,6 +262,14 @@ def test_a_service_open_to_all_says_so_once() -> None:
         server.popen.kill()
         server.popen.wait(10)
     assert sum(OPEN in line for line in server.log) == 1
+
+
+@pytest.mark.parametrize("digest", ["x", "0" * 63, "0" * 65, "g" * 64, "0" * 64 + "\n"])
+def test_a_digest_is_checked_by_its_form(digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(monkeypatch, NSNET_BACKBONE_SHA256=digest)
+    assert message == "NSNET_BACKBONE_SHA256: it is not 64 hexadecimal digits"
+    monkeypatch.setenv("NSNET_BACKBONE_SHA256", "0aF" + "1" * 61)
+    assert load_settings().backbone_sha256 == "0aF" + "1" * 61
 
 
 @pytest.mark.parametrize("device", ["gpu", "CUDA", "cuda:", "cuda:x", "cuda:1\n", "cpu:0", "meta"])

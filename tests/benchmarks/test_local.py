@@ -20,7 +20,7 @@ FAKE = (sys.executable, "-m", "tests.server.serve_fake")
 def test_a_local_server_is_ready_bare_and_ends_with_its_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("NSNET_API_KEYS", "secret")
+    monkeypatch.setenv("NSNET_API_KEYS", "secret-0123456789")
     monkeypatch.setenv("NSNET_RATE_LIMIT_PER_MINUTE", "1")
     with local_server(FAKE, max_queue="7", max_files="7") as server:
         assert server.ready_s > 0

@@ -1,6 +1,7 @@
 """`nsnet compare` on tiny checkpoints, in this process: it knows TINY."""
 
 import csv
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def folder(tmp_path: Path) -> Path:
         pixels = rng.integers(0, 256, (100, 120, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{name}.png")
     (folder / "broken.png").write_bytes(b"no image")
+    os.mkfifo(folder / "pipe.png")
     (tmp_path / "data.csv").write_text(
         "path,label,group,kind\nalbum/photo.png,real,camera,photo\nalbum/art.png,real,shop,art\n"
         "album/ai.png,ai,gan,photo\n"
@@ -93,6 +95,17 @@ def test_a_folder_of_any_layout_is_compared(
         assert line["old_score"] == line["new_score"]
         assert 0 < float(line["old_score"]) < 1
         assert line["old_warnings"] == line["new_warnings"]
+
+
+def test_names_that_are_no_text_are_escaped(
+    checkpoints: str, folder: Path, tiny_tower: Path, tmp_path: Path
+) -> None:
+    (folder / "photo.png").rename(folder / "[b]\udcff.png")
+    to = tmp_path / "changes"
+    done = nsnet(f"{checkpoints} {folder} --to {to} --backbone {tiny_tower} --dtype float32")
+    assert done.exit_code == 0, done.output
+    lines = list(csv.DictReader((to / "changes.csv").read_text(encoding="utf-8").splitlines()))
+    assert str(folder / r"[b]\udcff.png") in [line["file"] for line in lines]
 
 
 def test_a_manifest_tells_classes_apart(
@@ -141,6 +154,7 @@ def test_a_manifest_tells_classes_apart(
         ("{old} {new} {folder} --to {old}", "no folder can be made"),
         ("{old} {new} {folder} --canvases x", "not one of all"),
         ("{old} {new} {folder} --all", "--to"),
+        (f"{{old}} {{new}} {{folder}} --backbone-sha256 {'0' * 64}", "is another tower than"),
     ],
 )
 def test_a_mistake_is_one_clear_line(

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import model
+from app.settings import describe_settings, load_settings
 from model.tower.sources import DEFAULT_BACKBONE, fetch
 from tests.cli.conftest import ROOT, Here, nsnet
 from tests.images import jpeg
@@ -45,10 +46,85 @@ def test_the_version_is_the_packages(here: Here) -> None:
 
 @pytest.mark.process
 def test_settings_shows_values_and_hides_keys() -> None:
-    done = nsnet("settings", NSNET_PORT="9001", NSNET_API_KEYS="topsecret")
+    done = nsnet("settings", NSNET_PORT="9001", NSNET_API_KEYS="topsecret-0123456789")
     assert done.returncode == 0
     assert "9001" in done.stdout
     assert "topsecret" not in done.stdout
+
+
+@pytest.mark.parametrize("columns", ["40", "300"])
+def test_settings_are_whole_in_a_pipe(
+    columns: str, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NSNET_CHECKPOINT", f"/{'deep/' * 30}[bold]:smile:")
+    monkeypatch.setenv("COLUMNS", columns)
+    status, shown, _ = here("settings")
+    assert status == 0
+    lines = shown.splitlines()
+    for row in describe_settings(load_settings()):
+        [line] = (line for line in lines if f" {row.variable} " in line)
+        for text in (row.value, row.default, row.description):
+            assert text in line
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("arguments", [["settings"], ["--help"], ["detect", "--help"]])
+def test_a_reader_that_is_gone_is_no_traceback(arguments: list[str]) -> None:
+    """Nor a word: it may be `head`, which has read enough."""
+    gone, out = os.pipe()
+    os.close(gone)
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments],
+        cwd=ROOT,
+        stdout=out,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    os.close(out)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.process
+def test_a_full_disk_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cli.main", "settings"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "nsnet: No space left on device\n")
+
+
+def test_a_name_is_one_line_and_nothing_but_a_name(here: Here) -> None:
+    """In an error, too: its bytes may be no text, or commands to a terminal."""
+    status, _, shown = here("backbone", "verify", "--path", "[bold]\n\x1b[31m\udcff")
+    assert status == 1
+    assert shown == r"nsnet: [bold]\n\x1b[31m\udcff cannot be read: no such file" + "\n"
+
+
+@pytest.mark.parametrize("arguments", [["--no-such[bold]option"], ["detect"], ["detect", "--json"]])
+def test_a_wrong_command_line_has_a_status_of_its_own(here: Here, arguments: list[str]) -> None:
+    status, _, shown = here(*arguments)
+    assert status == 2
+    assert "Traceback" not in shown
+
+
+def test_what_the_system_refuses_is_one_line(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("model.tower.sources.verify", refuse)
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # of this process
+    status, _, shown = here("backbone", "verify")
+    assert (status, shown) == (1, f"nsnet: {tmp_path}: Permission denied\n")
 
 
 @pytest.mark.parametrize(
@@ -160,9 +236,15 @@ def test_detect_scores_files_and_reports_those_it_cannot_read(tmp_path: Path) ->
 
 
 @pytest.mark.backbone
-def test_backbone_verify_tells_a_damaged_tower(here: Here, tmp_path: Path) -> None:
+def test_backbone_verify_tells_a_damaged_tower_and_another(here: Here, tmp_path: Path) -> None:
     path = fetch()
-    assert here("backbone", "verify")[0] == 0
+    status, shown, _ = here("backbone", "verify")
+    assert status == 0
+    *_, digest = shown.split()
+    assert here("backbone", "verify", "--backbone-sha256", digest.upper())[0] == 0
+    status, _, shown = here("backbone", "verify", "--backbone-sha256", digest[::-1])
+    assert status == 1
+    assert "is another tower than was asked for" in shown
     tensors = load_file(path)
     tensors["conv1.weight"] = tensors["conv1.weight"] * 1.01
     damaged = tmp_path / f"{DEFAULT_BACKBONE}.safetensors"

@@ -234,3 +234,22 @@ def test_a_blank_picture_warms_up_whatever_the_rule(checkpoint: Path, tiny_tower
 def test_an_unknown_choice_of_canvases_is_one_line(checkpoint: Path, tiny_tower: Path) -> None:
     with pytest.raises(ModelError, match="'most' is not one of"):
         load(checkpoint, tiny_tower, "most")
+
+
+@pytest.mark.parametrize("canvases", ["adaptive", "all"])
+def test_of_a_picture_with_nothing_in_it_nothing_is_said(
+    checkpoint: Path, tiny_tower: Path, canvases: str
+) -> None:
+    """By no cut, and not by further looks at nothing either."""
+    rewrite(checkpoint, metadata=two_looks(NEVER_SETTLED))
+    detector = load(checkpoint, tiny_tower, canvases)
+    noise = np.random.default_rng(0).normal(8, 3, (300, 400, 3)).clip(0, 255)
+    nothing = [np.zeros((300, 400, 3)), np.full((300, 400, 3), 255), noise]
+    for found in detector.detect([picture.astype(np.uint8) for picture in nothing]):
+        assert (found.verdict, found.warnings) == (Verdict.UNCERTAIN, ("no_content",))
+        assert found.looks == (2 if canvases == "all" else 1)
+    [score] = detector.predict([detector.look(nothing[0].astype(np.uint8))])
+    for cut in (0.0, 0.5, 1.0):
+        assert detector.verdict(score, cut=cut) is Verdict.UNCERTAIN
+    nothing[0][100:140, 200:260] = 200  # a lamp in the dark
+    assert "no_content" not in detector.detect([nothing[0].astype(np.uint8)])[0].warnings

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 import typer
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cli.export import export as cli_export
@@ -19,6 +17,7 @@ from model.errors import ModelError
 from model.export import export_onnx
 from model.tower.sources import load_backbone
 from tests.conftest import CPU, TINY
+from tests.model.test_checkpoint import rewrite
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the [train] extra")
 pytest.importorskip("onnxscript", reason="needs the [train] extra")
@@ -29,13 +28,11 @@ def tuned(checkpoint: Path) -> Path:
     """The tiny checkpoint with a LoRA delta that changes every score."""
     generator = torch.Generator().manual_seed(2)
     name = "lora.transformer.resblocks.0.attn.in_proj_weight"
-    with safe_open(checkpoint, "pt") as file:
-        metadata = file.metadata()
     lora = {
         f"{name}.down": torch.randn(2, 32, generator=generator),
         f"{name}.up": torch.randn(96, 2, generator=generator),
     }
-    save_file(load_file(checkpoint) | lora, checkpoint, metadata=metadata)
+    rewrite(checkpoint, lambda tensors: tensors.update(lora))
     return checkpoint
 
 

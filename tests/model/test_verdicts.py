@@ -158,6 +158,16 @@ def test_one_measurement_out_of_bounds_is_low_quality(
     assert BOUNDS.low_of(np.array([quality] * 2)).tolist() == [bool(reasons)] * 2
 
 
+@given(st.floats(0, 1), st.none() | st.floats(0, 1), st.booleans())
+def test_of_a_picture_without_content_nothing_is_said(
+    score: float, own: float | None, glance: bool
+) -> None:
+    """Black was `ai_generated`, and white `real`."""
+    reasons = rules(quality=BOUNDS).reasons(Quality(112, 0.0, 3.0), content=False)
+    assert reasons == RULES.reasons(Quality(4000, 2.0, 1.0), content=False) == (Reason.NO_CONTENT,)
+    assert RULES.verdict(score, glance=glance, reasons=reasons, cut=own) is Verdict.UNCERTAIN
+
+
 UNIT = st.floats(0, 1)
 MEASURED = st.builds(Quality, st.integers(1, 8000), st.floats(0, 4), st.floats(1, 8))
 

@@ -21,7 +21,7 @@ import pytest
 from app.main import create_app, make_server
 from app.service import Service
 from app.settings import Settings
-from tests.fakes import FakeDetector
+from tests.fakes import FakeDetector, shared_decoders
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -44,6 +44,7 @@ class Running:
     service: Service
     loading: threading.Event
     loop: asyncio.AbstractEventLoop
+    operations: str = ""  # URL of the operations port
 
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30, **options)
@@ -60,8 +61,10 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*, load_now: bool = True, cached: bool = False, **settings: Any) -> Iterator[Running]:
-    """Serve a fake detector with these settings."""
+def running(
+    *, load_now: bool = True, cached: bool = False, shared: bool = True, **settings: Any
+) -> Iterator[Running]:
+    """Serve a fake detector with these settings, with decoders of its own or shared ones."""
     fake, loading = FakeDetector(), threading.Event()
     if load_now:
         loading.set()
@@ -71,15 +74,19 @@ def running(*, load_now: bool = True, cached: bool = False, **settings: Any) -> 
         return fake
 
     chosen = Settings(port=0, cache_size=100 if cached else 0, **settings)
-    app = create_app(chosen, load)
+    app = create_app(chosen, load, shared_decoders() if shared else None)
     server = make_server(app, chosen)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         eventually(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
         assert server._loop is not None
-        one = Running(f"http://127.0.0.1:{port}", fake, app.state.service, loading, server._loop)
+        one = Running("", fake, app.state.service, loading, server._loop)
+        one.url, *others = [
+            f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+            for listener in server.servers
+        ]
+        one.operations = others[0] if others else ""
         if load_now:
             eventually(lambda: httpx.get(f"{one.url}/readyz").status_code == 200)
         yield one
@@ -119,7 +126,8 @@ class Process:
 
     def url(self, seconds: float = 60) -> str:
         """Where it listens."""
-        line = eventually(lambda: re.search(r"running on (http://\S+)", "".join(self.log)), seconds)
+        address = re.compile(r"running on (http://[\w.:\[\]]+)")
+        line = eventually(lambda: address.search("".join(self.log)), seconds)
         return str(line.group(1))
 
     def ready(self, seconds: float = 60) -> str:
@@ -140,9 +148,9 @@ class Process:
 def process() -> Iterator[Callable[..., Process]]:
     started: list[Process] = []
 
-    def start(*, fake: bool = True, **environment: str) -> Process:
+    def start(*options: str, fake: bool = True, **environment: str) -> Process:
         module = "tests.server.serve_fake" if fake else "cli.main"
-        command = [sys.executable, "-m", module, *([] if fake else ["serve"])]
+        command = [sys.executable, "-m", module, *([] if fake else ["serve", *options])]
         started.append(Process(command, **environment))
         return started[-1]
 

@@ -19,7 +19,12 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """To a child that is a thread of this process, and so has no limits."""
     monkeypatch.setattr(child, "_limit", lambda _job, _virtual: None)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    thread = threading.Thread(target=lambda: (child.serve(theirs), theirs.close()))
+
+    def serve() -> None:
+        with theirs:
+            child.serve(theirs)
+
+    thread = threading.Thread(target=serve)
     with ours:
         ours.settimeout(20)
         thread.start()

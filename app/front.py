@@ -1,0 +1,130 @@
+"""What every request passes on its way to a route, and every answer on its way back."""
+
+import uuid
+from collections.abc import Collection
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import ApiError
+
+SECURITY_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Of every answer that has none of its own."""
+
+PROBES = frozenset({"/livez", "/healthz", "/readyz"})
+
+
+class SecurityHeaders:
+    """ASGI middleware: tells browsers what not to do with an answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Add the headers that an answer does not have."""
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if "etag" in headers:  # a file of /docs: a browser may keep it
+                    headers.setdefault("Cache-Control", "no-cache")
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, guarded)
+
+
+class Cors(CORSMiddleware):
+    """Lets pages of these origins use the service; a key is a header, so no cookie is allowed.
+
+    Args:
+        app: what it stands before.
+        origins: `scheme://host[:port]` each, or `*`.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("Authorization", "X-API-Key", "X-Request-ID"),
+            expose_headers=("Retry-After", "Server-Timing", "X-Request-ID"),
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight; a refusal is a problem as any other."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code < 400:
+            return answer
+        request_id = uuid.uuid4().hex
+        headers = {**dict(self.preflight_headers), "X-Request-ID": request_id}
+        detail = "Another origin's pages may not send this: see NSNET_CORS_ORIGINS."
+        return ApiError("bad_request", detail, headers=headers).response(request_id)
+
+
+class RootPath:
+    """ASGI middleware: below a prefix, whether the reverse proxy strips it from the path or not.
+
+    Args:
+        app: what it stands before.
+        root_path: empty, or `/prefix`.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app = app
+        self.root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Give every path its prefix, as ASGI has it."""
+        if scope["type"] == "http" and self.root_path:
+            path = scope["path"]
+            if path != self.root_path and not path.startswith(f"{self.root_path}/"):
+                path = self.root_path + path
+            scope.update(root_path=self.root_path, path=path)
+        await self.app(scope, receive, send)
+
+
+class KnownHosts:
+    """ASGI middleware: answers requests to these hosts, so that no other name's page gets in.
+
+    A page whose name is made to resolve to this server's address (DNS rebinding) is of one origin
+    with it, and still sends its own name. Probes, which come to an address, are always answered.
+
+    Args:
+        app: what it stands before.
+        hosts: names or addresses in lower case, without a port; `*.name` is any name below it.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        self.app = app
+        self.hosts = frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request to a host that is none of these."""
+        if scope["type"] == "http" and _route_path(scope) not in PROBES:
+            host = _without_port(Headers(scope=scope).get("host", "").lower())
+            below = {f"*.{host[i + 1 :]}" for i, letter in enumerate(host[:254]) if letter == "."}
+            if host not in self.hosts and not below & self.hosts:
+                raise ApiError("unknown_host", "This server does not answer for that host name.")
+        await self.app(scope, receive, send)
+
+
+def _route_path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _without_port(host: str) -> str:
+    """The host of a Host header; an IPv6 address without its brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
