@@ -34,6 +34,7 @@ def toned(tmp_path: Path) -> list[Row]:
         label, owner = index % 2, f"{('camera', 'gan')[index % 2]}{index // 2 % 4}"
         low = int(rng.integers(0, 60)) + 120 * label
         pixels = rng.integers(low, low + 76, (100, 120, 3), dtype=np.uint8)
+        pixels[32:48, 48:64] = low + 76  # something to see
         path = tmp_path / f"toned-{index}.png"
         Image.fromarray(pixels).save(path)
         rows.append(Row(path, label, owner, owner))
