@@ -192,10 +192,10 @@ class Service:
 
     def stop(self) -> None:
         """End the threads; waits a little for what they hold."""
+        if self._owns_decoders:
+            self._decoders.stop()  # first: whoever waits for one is waited for next
         if self._desk is not None:
             self._desk.stop()
-        if self._owns_decoders:
-            self._decoders.stop()
 
     @property
     def busy(self) -> bool:
