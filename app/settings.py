@@ -147,8 +147,8 @@ class Settings(BaseSettings):
         description="images decoded at once, each in a process of its own; 0: the cores this "
         "process may use",
     )
-    decode_cpu_s: int = Field(
-        5, ge=2, le=600, description="CPU seconds that decoding one image may cost"
+    decode_cpu_s: float = Field(
+        5.0, gt=0, le=600, description="CPU seconds that decoding one image may cost"
     )
     deadline_s: float = Field(
         30.0, gt=0, le=600, description="from a request's first byte to its answer"

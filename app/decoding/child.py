@@ -36,11 +36,11 @@ class Job:
 
     Attributes:
         limits: what it may have at most.
-        cpu_s: CPU seconds that it may cost; at least 1.
+        cpu_s: CPU seconds that it may cost, of all threads together.
     """
 
     limits: Limits
-    cpu_s: int
+    cpu_s: float
 
     def encode(self) -> bytes:
         """As it is sent."""
@@ -66,6 +66,7 @@ def serve(connection: socket.socket) -> None:
         job = Job.decode(message)
         _limit(job, virtual)
         answer = _answer(file, job.limits)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if os.fstat(file).st_size > _LARGE_BYTES or "expensive" in answer:
             return_memory()
         os.close(file)
@@ -98,8 +99,8 @@ def _limit(job: Job, virtual: int) -> None:
     """Bound what the next image costs: in memory by a `MemoryError`, in time by a signal."""
     most = _BYTES_PER_PIXEL * job.limits.max_pixels + _COPIES * job.limits.max_bytes
     _lower(resource.RLIMIT_AS, virtual + most + _SPARE_BYTES)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + job.cpu_s)
+    # Not RLIMIT_CPU, which counts whole seconds since the process began.
+    signal.setitimer(signal.ITIMER_PROF, job.cpu_s)
 
 
 def _lower(kind: int, limit: int) -> None:

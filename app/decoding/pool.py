@@ -51,7 +51,7 @@ class Decoders:
     ISOLATED = sys.platform == "linux"
 
     def __init__(
-        self, count: int, *, cpu_s: int, wall_s: float, replaced: Callable[[str], object]
+        self, count: int, *, cpu_s: float, wall_s: float, replaced: Callable[[str], object]
     ) -> None:
         self._count = count
         self._cpu_s = cpu_s
@@ -251,7 +251,7 @@ class _Child:
                     return answer
             except TimeoutError:
                 raise _EndError("too_expensive") from None
-        reasons = {-signal.SIGXCPU: "too_expensive", -signal.SIGKILL: "killed"}
+        reasons = {-signal.SIGPROF: "too_expensive", -signal.SIGKILL: "killed"}
         raise _EndError(reasons.get(self._process.wait(), "crashed"))
 
     def end(self) -> None:
