@@ -15,7 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from app.audit import AuditLog
-from app.decoding.pool import Decoders
+from app.decoding.pool import Decoders, DecodersError
 from app.desk import Desk, Result, ServedDetector
 from app.errors import ApiError
 from app.intake.keys import ApiKeys, RateLimiter
@@ -178,9 +178,15 @@ class Service:
         return desk
 
     async def tidy(self) -> None:
-        """After a burst, give the system what it took; until cancelled."""
+        """Give the system what a burst took, and start decoders that could not be; until cancelled.
+
+        While none can be started, no image comes that would try.
+        """
         while True:
             await asyncio.sleep(self.TIDY_S)
+            if not self._decoders.alive:
+                with contextlib.suppress(DecodersError):
+                    await asyncio.to_thread(self._decoders.check)
             if not self.places.taken and memory()[1] > self._idle_bytes + self.BURST_BYTES:
                 await asyncio.to_thread(return_memory)
                 self._idle_bytes = max(self._idle_bytes, memory()[1])  # what is kept is no burst's

@@ -4,6 +4,7 @@ Each comes as a message and a file in memory. The file's bytes are replaced by t
 message says what they are. Loads what decodes, and nothing else: no torch, no settings, no keys.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ import signal
 import socket
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from model.hardware import memory, return_memory
@@ -114,6 +116,8 @@ def main() -> None:
     """Serve the socket that was inherited."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a keyboard: the pool ends this, in its time
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would be an image on a disk
+    with contextlib.suppress(OSError):  # where memory ends, this process goes before the service
+        Path("/proc/self/oom_score_adj").write_text("1000")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # libraries write there what they think of a file
         os.dup2(nowhere, stream)

@@ -1,14 +1,18 @@
 import asyncio
+import contextlib
 import gc
+import subprocess
 import sys
 import threading
 from typing import Any
 
 import pytest
 
+from app.decoding.pool import DecodersError
 from app.service import Service, State, load_detector
 from app.settings import Settings
 from model.detector import ModelError
+from model.images import Limits
 from tests.fakes import load_fake
 from tests.server.conftest import eventually
 
@@ -91,3 +95,39 @@ def test_what_is_loaded_is_never_searched_for_garbage() -> None:
     asyncio.run(service.start(lambda: None))
     service.stop()
     assert gc.get_freeze_count() > 10_000
+
+
+def test_decoders_that_could_not_be_started_are_once_they_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lack of descriptors that was long over left the service closed for good."""
+    monkeypatch.setattr(Service, "TIDY_S", 0.05)
+    popen, lack = subprocess.Popen, threading.Event()
+
+    def scarce(*given: Any, **options: Any) -> Any:
+        if lack.is_set():
+            raise OSError(24, "Too many open files")
+        return popen(*given, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", scarce)
+
+    async def run() -> None:
+        service = Service(Settings(decode_workers=1), load_fake)
+        await service.start(lambda: None)
+        tidying = asyncio.create_task(service.tidy())
+        try:
+            lack.set()
+            for child in list(service._decoders._children):
+                child.end()
+            for _ in range(4):  # each is missed by the first who needs it
+                with contextlib.suppress(DecodersError):
+                    await asyncio.to_thread(service._decoders.decode, [b""], Limits())
+            assert not service._decoders.alive
+            lack.clear()
+            await asyncio.to_thread(eventually, lambda: service.alive)
+            service.check_open()
+        finally:
+            tidying.cancel()
+            await asyncio.to_thread(service.stop)
+
+    asyncio.run(run())

@@ -165,6 +165,11 @@ def test_what_takes_too_much_time_is_too_expensive(replaced: list[str]) -> None:
         decoders.stop()
 
 
+def test_where_memory_ends_a_decoder_goes_before_the_service(start: Start) -> None:
+    for pid in pids(start()):
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+
+
 def test_a_decoder_knows_no_keys_and_loads_no_torch(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
