@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import select
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,6 +88,8 @@ class AuditLog:
             self._failing = False
 
     def _append(self, file: int, line: bytes) -> None:
+        if not self._path and not _takes_more(file):
+            raise OSError(errno.EAGAIN, "")
         data = b"\n" + line if self._torn else line
         written = os.write(file, data)
         self._torn = written < len(data)  # a full disk took a piece: the next line must not join it
@@ -101,6 +104,17 @@ class AuditLog:
 
     def _open(self) -> int:
         return os.open(self._path, _FLAGS, 0o640)
+
+
+def _takes_more(file: int) -> bool:
+    """Whether a line can be written without waiting.
+
+    For standard output, which is shared: not to wait cannot be asked of it for this process alone.
+    A pipe that can be written has room for 4096 bytes, which is several lines.
+    """
+    poll = select.poll()
+    poll.register(file, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _reason(error: OSError) -> str:

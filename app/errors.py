@@ -44,7 +44,7 @@ CATALOGUE: Final[Mapping[str, Row]] = {
     "unauthorized": Row(401, "An API key is needed", _KEYED),
     "not_found": Row(404, "There is no such resource", ()),
     "method_not_allowed": Row(405, "The resource does not take this method", ()),
-    "request_timeout": Row(408, "The request did not arrive in time", ()),
+    "request_timeout": Row(408, "The request did not arrive in time"),
     "payload_too_large": Row(413, "The body is too large"),
     "too_many_files": Row(413, "Too many images in one request"),
     "too_many_pixels": Row(413, "The image has too many pixels"),

@@ -19,7 +19,8 @@ SECURITY_HEADERS: Final = {
 }
 """Of every answer that has none of its own."""
 
-PROBES = frozenset({"/livez", "/healthz", "/readyz"})
+ASKED_BY_MACHINES = frozenset({"/livez", "/healthz", "/readyz", "/metrics"})
+"""Routes that orchestrators and scrapers ask every few seconds, by whichever address or name."""
 
 
 class SecurityHeaders:
@@ -97,7 +98,8 @@ class KnownHosts:
     """ASGI middleware: answers requests to these hosts, so that no other name's page gets in.
 
     A page whose name is made to resolve to this server's address (DNS rebinding) is of one origin
-    with it, and still sends its own name. Probes, which come to an address, are always answered.
+    with it, and still sends its own name. Probes and scrapes, which come to an address or to a
+    service's name, are always answered: they tell of no image.
 
     Args:
         app: what it stands before.
@@ -110,11 +112,15 @@ class KnownHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request to a host that is none of these."""
-        if scope["type"] == "http" and _route_path(scope) not in PROBES:
+        if scope["type"] == "http" and _route_path(scope) not in ASKED_BY_MACHINES:
             host = _without_port(Headers(scope=scope).get("host", "").lower())
             below = {f"*.{host[i + 1 :]}" for i, letter in enumerate(host[:254]) if letter == "."}
             if host not in self.hosts and not below & self.hosts:
-                raise ApiError("unknown_host", "This server does not answer for that host name.")
+                raise ApiError(
+                    "unknown_host",
+                    "This server does not answer for that host name; its operator lists names in "
+                    "NSNET_ALLOWED_HOSTS.",
+                )
         await self.app(scope, receive, send)
 
 

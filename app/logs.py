@@ -37,6 +37,7 @@ def set_up_logs(settings: Settings) -> None:
     )
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings quote uploads
 
 
 def _json() -> list[structlog.typing.Processor]:

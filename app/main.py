@@ -128,10 +128,14 @@ async def _framework_error(request: Request, error: Exception) -> Response:
     return from_status(error.status_code, error.headers).response(request.state.request_id)
 
 
+# What a query parameter is.
+_VALUES = {"threshold": "a number from 0 to 1"}
+
+
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  (registered for it)
     names = sorted({str(e["loc"][-1]) for e in error.errors() if e["loc"][0] == "query"})
-    detail = f"Query parameters with a wrong value: {', '.join(names)}."
+    detail = " ".join(f"`{name}` is {_VALUES.get(name, 'something else')}." for name in names)
     return await _problem(request, ApiError("validation_error", detail))
 
 
@@ -229,7 +233,8 @@ def _listen(host: str, port: int, variable: str) -> list[socket.socket]:
     try:
         return listen(host, port)
     except OSError as error:
-        reason = (error.strerror or "no such address").lower()
+        # What stands in brackets says the address once more.
+        reason = (error.strerror or "no such address").partition(" (")[0].lower()
         where = _address(host, port)
         raise SettingsError(f"NSNET_HOST, {variable}: cannot listen on {where}: {reason}") from None
 
@@ -239,15 +244,15 @@ def _address(host: str, port: int) -> str:
 
 
 def serve(settings: Settings, load: Loader = load_detector) -> int:
-    """Serve until a signal; returns the process's exit status."""
+    """Serve until a signal; returns the process's exit status.
+
+    Raises:
+        SettingsError: it does not start with these.
+    """
+    settings.check_access()
     set_up_logs(settings)
-    try:
-        settings.check_access()
-        app = create_app(settings, load)
-        server = make_server(app, settings)
-    except SettingsError as error:
-        log.error("%s", error)  # noqa: TRY400
-        return 1
+    app = create_app(settings, load)
+    server = make_server(app, settings)
     for note in settings.notes:
         log.warning("%s", note)
     with contextlib.suppress(SystemExit):  # uvicorn's, where the application does not start

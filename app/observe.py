@@ -11,13 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from app.errors import ApiError, log_unexpected
+from app.front import ASKED_BY_MACHINES
 from app.metrics import Metrics
 
 log = logging.getLogger("nsnet.access")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# Asked every few seconds by machines, which say themselves what they find.
-_PROBES = frozenset({"/livez", "/healthz", "/readyz", "/metrics"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -71,12 +70,13 @@ class Observe:
                 await answer.response(request_id)(scope, receive, observed)
         finally:
             took = time.monotonic() - start
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = _template(scope)
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self.metrics.requests.labels(method, route, str(status)).inc()
             self.metrics.request_duration.labels(method, route).observe(took)
             log.log(
-                logging.DEBUG if route in _PROBES else logging.INFO,
+                # Machines say themselves what they find.
+                logging.DEBUG if route in ASKED_BY_MACHINES else logging.INFO,
                 "request",
                 extra={
                     "method": method,
@@ -85,3 +85,17 @@ class Observe:
                     "duration_ms": round(1000 * took, 1),
                 },
             )
+
+
+def _template(scope: Scope) -> str:
+    """The path of the route that took a request, as the application wrote it; or `unmatched`.
+
+    FastAPI puts only its own kind of route into the scope. A page or a folder of files is known by
+    what answers there.
+    """
+    taken, endpoint = scope.get("route"), scope.get("endpoint")
+    if taken is None and endpoint is not None:
+        for route in scope["app"].routes:
+            if endpoint in (getattr(route, "endpoint", None), getattr(route, "app", None)):
+                taken = route
+    return getattr(taken, "path", "unmatched")

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, cast
+from urllib.parse import unquote
 
 import h11
 import uvicorn
@@ -39,6 +40,9 @@ UNREAD_S = 30.0
 
 MAX_HEAD_BYTES = 16384
 MAX_HEADERS = 100
+MAX_PIPELINED = 8
+"""Requests in a row that are here before the one before them is answered: a burst of hundreds costs
+its sender one packet, and nobody need read the answers."""
 
 # A chunk costs 10 us however few bytes it has: beyond the first so many, their mean is bounded.
 _FREE_CHUNKS = 1000
@@ -59,12 +63,19 @@ class Connection(h11.Connection):
 
     Attributes:
         left: bytes still to come of a body whose length was declared.
+        head_only: whether the answer is to have no body.
     """
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEAD_BYTES)
         self.left = 0
+        self.head_only = False
         self._chunks = self._bytes = 0
+
+    def start_next_cycle(self) -> None:
+        """Go on to the next request."""
+        super().start_next_cycle()
+        self.head_only = False
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """Parse the next event.
@@ -74,6 +85,7 @@ class Connection(h11.Connection):
         """
         event = super().next_event()
         if isinstance(event, h11.Request):
+            self.head_only = event.method == b"HEAD"
             self._check(event)
         elif isinstance(event, h11.Data):
             self._count(event)
@@ -156,6 +168,7 @@ class Protocol(H11Protocol):
         self.closing = False
         self._ahead = bytearray()
         self._dropped = 0
+        self._pipelined = 0
         self._timer: asyncio.TimerHandle | None = None
 
     # --- what happens ----------------------------------------------------------------------------
@@ -207,11 +220,28 @@ class Protocol(H11Protocol):
 
     def handle_events(self) -> None:
         """Act on what was parsed."""
+        before = self.cycle
         super().handle_events()
+        if self.cycle is not before:
+            self._begin()
         self._watch()
+
+    def _begin(self) -> None:
+        """Amend a request before the application sees it."""
+        if self._pipelined >= MAX_PIPELINED:
+            self.headers.append(CLOSE_HEADER)  # as if the client had: it is told so, and it is done
+        scheme, _, rest = self.scope["raw_path"].partition(b"://")
+        if scheme.lower() in (b"http", b"https"):  # as a proxy is asked: RFC 9112, 3.2.2
+            authority, _, path = rest.partition(b"/")
+            self.scope["raw_path"] = b"/" + path
+            self.scope["path"] = unquote("/" + path.decode("ascii"))
+            host = authority.rpartition(b"@")[2]
+            self.headers[:] = [(name, host if name == b"host" else v) for name, v in self.headers]
 
     def on_response_complete(self) -> None:
         """Go on to the next request, once this one's body has come."""
+        ahead = self.conn.their_state is h11.DONE and (self._ahead or self.conn.trailing_data[0])
+        self._pipelined = self._pipelined + 1 if ahead else 0
         super().on_response_complete()
         self._parse()
         self._watch()
@@ -321,7 +351,8 @@ class Protocol(H11Protocol):
                 headers=[*self.server_state.default_headers, *response.raw_headers, CLOSE_HEADER],
                 reason=http.HTTPStatus(error.status).phrase.encode(),
             )
-            for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
+            body = b"" if self.conn.head_only else bytes(response.body)
+            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         self.close()
 

@@ -180,8 +180,8 @@ class Settings(BaseSettings):
     )
     publish: str = Field(
         "",
-        description="address on the host at which a container is published, as docker-compose.yml "
-        "tells it: a loopback one is not other machines'",
+        description="where a container is published on its host, set by compose: 127.0.0.1:... "
+        "counts as this machine only",
     )
     rate_limit_per_minute: int = Field(
         0, ge=0, description="images per minute per API key, or per address without keys; 0: off"
@@ -272,8 +272,9 @@ class Settings(BaseSettings):
         closed = self.api_keys or self.api_keys_file or self.allow_anonymous
         if not (closed or _is_loopback(self.host) or _is_loopback(self.publish.rpartition(":")[0])):
             raise SettingsError(
-                "other machines reach this address: set NSNET_API_KEYS or NSNET_API_KEYS_FILE, or "
-                "NSNET_ALLOW_ANONYMOUS=true to serve all of them"
+                f"NSNET_HOST={self.host} is reached by other machines: set NSNET_API_KEYS or "
+                "NSNET_API_KEYS_FILE, or NSNET_ALLOW_ANONYMOUS=true to serve all of them, or "
+                "listen on 127.0.0.1"
             )
 
     def threads(self) -> int:
@@ -388,14 +389,15 @@ def _variable(field: str) -> str:
 
 def _unknown(environment: Mapping[str, str]) -> Iterator[str]:
     """One clause for each variable that looks like a setting and is none."""
-    settings = {_variable(field) for field in Settings.model_fields}
+    settings = [field.upper() for field in Settings.model_fields]
     for name, value in environment.items():
-        if not name.startswith(PREFIX) or name in settings:
+        if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in settings:
             continue
         if _SERVICE.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_ADDRESS.match(value)):
             continue
-        [nearest] = difflib.get_close_matches(name, settings, n=1, cutoff=0)
-        yield f"{repr(name)[1:-1]} is no setting; the nearest is {nearest}"
+        near = difflib.get_close_matches(name.removeprefix(PREFIX), settings, n=1, cutoff=0.6)
+        hint = f"; the nearest is {PREFIX}{near[0]}" if near else ""
+        yield f"{repr(name)[1:-1]} is no setting{hint}"
 
 
 def _repeated(names: Iterable[str]) -> Iterator[str]:

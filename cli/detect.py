@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,8 +33,9 @@ def detect(
 ) -> None:
     """Score image files here, without a server: a line each, as soon as it is known.
 
-    Of a folder, those are taken whose names end as images' do, hidden ones left out. The exit
-    status is 1 if any could not be scored.
+    Of a folder, those are taken whose names end as images' do, hidden ones left out.
+
+    The exit status is 1 if any could not be scored.
     """
     chosen = read_settings()
     names = list(_names(paths))
@@ -53,7 +56,7 @@ def _names(paths: list[str]) -> Iterator[str]:
     from model.data.manifest import images_in
 
     for path in paths:
-        if Path(path).is_dir():
+        if stat.S_ISDIR(_mode(path)):
             unreadable: list[OSError] = []
             yield from sorted(map(str, images_in(Path(path), unreadable.append)))
             yield from (error.filename for error in unreadable)
@@ -117,9 +120,19 @@ def _read(name: str, limits: "Limits") -> bytes:
         if sys.stdin is None or sys.stdin.isatty():
             raise ImageError("unreadable", "No image comes on standard input.")
         return sys.stdin.buffer.read(limits.max_bytes + 1)
-    path = Path(name)
-    if _URL.match(name) and not path.exists():
+    mode = _mode(name)
+    if _URL.match(name) and not mode:
         raise ImageError("unreadable", "URLs are not fetched: download the image first.")
-    if path.is_dir():
+    if stat.S_ISDIR(mode):
         raise ImageError("unreadable", "The folder cannot be listed.")
-    return read_file(path, limits)
+    if stat.S_ISFIFO(mode):
+        raise ImageError("unreadable", "It is a pipe: pipe it into `nsnet detect -`.")
+    return read_file(Path(name), limits)
+
+
+def _mode(name: str) -> int:
+    """The kind of file that there is by a name; 0 where there is none, or can be none."""
+    try:
+        return os.stat(name).st_mode  # noqa: PTH116  (as a Path, an empty name is this folder)
+    except OSError:
+        return 0

@@ -51,17 +51,16 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(
+    epilog="Exit status: 0; 1, it failed, an image could not be scored, or nobody reads the output "
+    "any more; 2, the command line is wrong; 130, interrupted."
+)
 def nsnet(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """NS-Net: tells AI-generated images from photographs.
-
-    Exit status: 0; 1, it failed, an image could not be scored, or nobody reads the output any more;
-    2, the command line is wrong; 130, interrupted.
-    """
+    """NS-Net: tells AI-generated images from photographs."""
 
 
 def main() -> None:
@@ -104,8 +103,13 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     chosen = read_settings(host, port)  # before torch is imported: a mistake is told at once
     from app.main import serve as run
+    from app.settings import SettingsError
 
-    raise typer.Exit(run(chosen))
+    try:
+        status = run(chosen)
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+    raise typer.Exit(status)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class KeysError(ValueError):
-    """Keys are not written as they must be; the text quotes none of them."""
+    """Keys are not written as they must be; the text says which, and quotes none of them."""
 
 
 class Key(NamedTuple):
@@ -77,31 +77,45 @@ def _digest(key: str) -> bytes:
     return digest_of(key.encode())
 
 
-def parse_keys(texts: Iterable[str], unnamed: str = "key") -> tuple[Key, ...]:
+def parse_keys(texts: Iterable[str]) -> tuple[Key, ...]:
     """Read keys: `KEY`, `NAME:KEY`, `NAME:sha256:HEX` or `sha256:HEX`.
 
-    Two keys may have one name, while one replaces the other.
+    Two keys may have one name, while one replaces the other. One without a name is called `key-1`,
+    by its place.
 
     Args:
-        texts: one key each; blank ones are left out.
-        unnamed: what a key without a name is called, with its place behind it: `key-1`.
+        texts: one key each; blank ones are left out, and count for no place.
 
     Raises:
         KeysError: there is none, one cannot be read, or one is given twice.
     """
+    given = enumerate(filter(str.strip, texts), 1)
+    return _parse([(f"key {place}", text) for place, text in given], "key")
+
+
+def _parse(given: Sequence[tuple[str, str]], unnamed: str) -> tuple[Key, ...]:
+    """Read keys, each with where it stands."""
     keys: list[Key] = []
-    for text in filter(str.strip, texts):
-        name, key = split_name(text)
-        keys.append(Key(name or f"{unnamed}-{len(keys) + 1}", _digest(key)))
+    places: dict[bytes, str] = {}
+    for place, text in given:
+        try:
+            name, key = split_name(text)
+            digest = _digest(key)
+        except KeysError as error:
+            raise KeysError(f"{place}: {error}") from None
+        if digest in places:
+            raise KeysError(f"{place}: the key of {places[digest]} is given twice")
+        places[digest] = place
+        keys.append(Key(name or f"{unnamed}-{len(keys) + 1}", digest))
     if not keys:
         raise KeysError("it holds no key")
-    if len({key.digest for key in keys}) < len(keys):
-        raise KeysError("one key is given twice")
     return tuple(keys)
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
     """Read a file of keys: one a line, as `parse_keys` reads it; `#` begins a line of comment.
+
+    One without a name is called `file-key-1`, by its place among the keys.
 
     Raises:
         KeysError: it cannot be read, or as `parse_keys`.
@@ -116,5 +130,6 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         raise KeysError("it cannot be read as text") from None
     if len(data) > _MAX_FILE:
         raise KeysError("it is larger than 1 MiB")
-    lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
-    return parse_keys(lines, unnamed="file-key")
+    lines = enumerate(text.split("\n"), 1)
+    given = [(f"line {number}", line) for number, line in lines if line.partition("#")[0].strip()]
+    return _parse(given, "file-key")

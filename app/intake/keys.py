@@ -110,7 +110,7 @@ class ApiKeys:
             return None
         given = _given(headers)
         if not given:
-            raise _unauthorized()
+            raise _unauthorized("Send an API key as `Authorization: Bearer KEY`.")
         name = self._name_of(given)
         wait = self._failures.wait(address, 1)
         if name is not None and (not wait or (address, name) in self._seen):
@@ -121,7 +121,9 @@ class ApiKeys:
                 "rate_limited", "Too many wrong API keys came from this address.", retry_after=wait
             )
         self._failures.take(address, 1)
-        raise _unauthorized()
+        raise _unauthorized(
+            "The API key is not known; send it without its name, as `Authorization: Bearer KEY`."
+        )
 
     def _name_of(self, given: bytes) -> str | None:
         digest = digest_of(given)
@@ -154,12 +156,8 @@ def _given(headers: Headers) -> bytes:
     return text.encode("latin-1")  # headers are decoded so
 
 
-def _unauthorized() -> ApiError:
-    return ApiError(
-        "unauthorized",
-        "Send an API key as `Authorization: Bearer KEY`.",
-        headers={"WWW-Authenticate": 'Bearer realm="nsnet"'},
-    )
+def _unauthorized(detail: str) -> ApiError:
+    return ApiError("unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="nsnet"'})
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncGenerator, Iterator
 
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,6 +49,11 @@ class Upload:
             digest.update(chunk)  # without the GIL where it is long
         return digest.hexdigest()
 
+    @property
+    def empty(self) -> bool:
+        """Whether no byte of it is here."""
+        return not self._chunks and not self._gathered
+
     def moved(self) -> "Upload":
         """An upload that has the file now, while this one has it no longer."""
         other = Upload(self.filename)
@@ -74,6 +79,9 @@ class Upload:
             self._gathered.clear()
 
 
+# Types of a body whose sender has said nothing of it: the second is curl's for `--data-binary`.
+_UNSAID = ("", "application/x-www-form-urlencoded")
+
 # Boundaries, headers and other fields of a form around its one file.
 _FORM_BYTES = 65536
 _MOST_FIELDS = 16
@@ -84,8 +92,7 @@ class _Part(UploadFile):
 
     def __init__(self, filename: str | None) -> None:
         super().__init__(io.BytesIO(), filename=filename)
-        # A form may declare a charset that yields lone surrogates: no JSON could carry them back.
-        self.upload = Upload((filename or "").encode("utf-8", "replace").decode() or None)
+        self.upload = Upload(filename or None)
 
     async def write(self, data: bytes) -> None:
         self.upload.add(data)
@@ -101,8 +108,8 @@ class _InMemoryParser(MultiPartParser):
     all other fields the number is bounded, and nothing kept.
 
     Args:
-        request: its headers name the boundary.
-        stream: its body.
+        boundary: between the parts.
+        stream: the body.
         field: that holds files.
         most: files.
     """
@@ -110,9 +117,12 @@ class _InMemoryParser(MultiPartParser):
     finished = False
 
     def __init__(
-        self, request: Request, stream: AsyncGenerator[bytes, None], field: str, most: int
+        self, boundary: str, stream: AsyncGenerator[bytes, None], field: str, most: int
     ) -> None:
-        super().__init__(request.headers, stream, max_files=math.inf, max_fields=math.inf)
+        # Not the client's own header: a name of a charset would be looked up, and each one that
+        # there is not is remembered for good.
+        headers = Headers({"Content-Type": f'multipart/form-data; boundary="{boundary}"'})
+        super().__init__(headers, stream, max_files=math.inf, max_fields=math.inf)
         self._field = field
         self._most = most
         self._files = self._texts = 0
@@ -143,7 +153,7 @@ class _InMemoryParser(MultiPartParser):
 async def read_one(request: Request, most_bytes: int) -> Upload:
     """Read the image of a `/detect` request: multipart field `file`, or a raw body.
 
-    A raw body is of a type `image/*`, or of none that says anything: what it is, its content tells.
+    A raw body is of a type `image/*`, or of one that says nothing: what it is, its content tells.
 
     Args:
         request: its body is not read yet.
@@ -154,15 +164,20 @@ async def read_one(request: Request, most_bytes: int) -> Upload:
             unsupported_media_type.
     """
     kind = _media_type(request)
-    if kind.startswith("image/") or kind in ("", "application/octet-stream"):
-        return await _body(request, most_bytes)
+    if kind.startswith("image/") or kind in (*_UNSAID, "application/octet-stream"):
+        upload = await _body(request, most_bytes)
+        if upload.empty and kind in _UNSAID:
+            raise ApiError(
+                "missing_file", "Send the image as the field `file` of a form, or as the body."
+            )
+        return upload
     if kind != "multipart/form-data":
         raise ApiError(
             "unsupported_media_type",
             "Send multipart/form-data with a field `file`, or the image itself as image/* or "
             "application/octet-stream.",
         )
-    stream = _bounded(request, most_bytes + _FORM_BYTES)
+    stream = _bounded(request, most_bytes, around=_FORM_BYTES)
     files = await _files(request, stream, "file", most=1)
     return files[0]
 
@@ -184,25 +199,27 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives, up to `most` bytes."""
+async def _bounded(
+    request: Request, most_bytes: int, around: int = 0
+) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives: an image, and a form of so many bytes around it."""
+    form = f", and the form around it {around}" if around else ""
     seen = 0
     async for chunk in request.stream():
         seen += len(chunk)
-        if seen > most:
+        if seen > most_bytes + around:
             raise ApiError(
                 "payload_too_large",
-                "The image, or the form around it, has more bytes than one may have; GET /model "
-                "names the limit.",
+                f"One image may have {most_bytes} bytes at most{form}.",
                 headers={"Connection": "close"},  # or the rest would have to be read
             )
         yield chunk
 
 
-async def _body(request: Request, most: int) -> Upload:
+async def _body(request: Request, most_bytes: int) -> Upload:
     upload = Upload()
     try:
-        async for chunk in _bounded(request, most):
+        async for chunk in _bounded(request, most_bytes):
             upload.add(chunk)
     except ClientDisconnect:
         raise ApiError("bad_request", "The body ended early.") from None
@@ -213,14 +230,15 @@ async def _files(
     request: Request, stream: AsyncGenerator[bytes, None], name: str, *, most: int
 ) -> list[Upload]:
     _, parameters = parse_options_header(request.headers["content-type"])
-    if not parameters.get(b"boundary"):
+    boundary = parameters.get(b"boundary", b"").decode("latin-1")
+    if not boundary or '"' in boundary or "\\" in boundary:
         raise ApiError("malformed_multipart", "The Content-Type header names no boundary.")
-    parser = _InMemoryParser(request, stream, name, most)
+    parser = _InMemoryParser(boundary, stream, name, most)
     try:
         form = await parser.parse()
     except ClientDisconnect:
         raise ApiError("bad_request", "The body ended early.") from None
-    except (MultiPartException, UnicodeError):  # a declared charset may be any codec
+    except MultiPartException:
         raise ApiError(
             "malformed_multipart",
             "The multipart body breaks RFC 7578, or a part of it has too many or too long headers.",

@@ -66,10 +66,10 @@ Threshold = Annotated[
 async def detect(request: Request, threshold: Threshold = None) -> Response:
     """Score an image sent as the multipart field `file`, or as the body itself."""
     service, deadline = _begin(request)
-    with service.places.hold(1):
+    with service.places.hold(1) as held:
         service.rates.take(request.state.client, 1)
-        async with within(deadline):
-            upload = await read_one(request, service.settings.max_upload_bytes)
+        async with within(deadline), held.arriving(request) as arriving:
+            upload = await read_one(arriving, service.settings.max_upload_bytes)
         answer = await _while_connected(
             request,
             service.desk.answer(
@@ -103,9 +103,9 @@ async def detect(request: Request, threshold: Threshold = None) -> Response:
 async def detect_batch(request: Request, threshold: Threshold = None) -> Response:
     """Score the images of a repeated field `files`; one bad image never fails the others."""
     service, deadline = _begin(request)
-    with service.places.hold(_places_of_body(request, service)):
-        async with within(deadline):
-            uploads = await read_many(request, service.settings.max_files)
+    with service.places.hold(_places_of_body(request, service)) as held:
+        async with within(deadline), held.arriving(request) as arriving:
+            uploads = await read_many(arriving, service.settings.max_files)
     places = ExitStack()
     places.enter_context(service.places.hold(len(uploads)))
     try:

@@ -20,6 +20,9 @@ _CONTAINERS = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"stsd": 8} | dict.fromkeys(
 )
 # Items that are put together from others; where they say how large they come out.
 _DERIVED = {b"grid": 4, b"iovl": 10}
+# Colours in code points whose curve is of high dynamic range: PQ, HLG.
+_HDR = re.compile(rb"colrnclx..\0[\x10\x12]", re.DOTALL)
+_TONE_MAP = b"tmap"  # derives such an image from the common one, which is read
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 
 
@@ -44,6 +47,11 @@ def heic_versions(heic: bytes, limits: Limits) -> Iterator[bytes]:
     """
     _Walk(heic, limits).check()
     yield heic
+
+
+def is_hdr(data: bytes) -> bool:
+    """Whether values of an AVIF or HEIC are of high dynamic range, which its decoder leaves so."""
+    return _HDR.search(data) is not None and _TONE_MAP not in data
 
 
 class _Walk:

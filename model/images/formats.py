@@ -101,6 +101,8 @@ FORMATS: tuple[Format, ...] = (
         signature=re.compile(rb"\x89PNG\r\n\x1a\n"),
         suffixes=(".png", ".apng"),
         versions=png.versions,
+        # An animation of 16-bit grey, of frames laid over one another.
+        unread=re.compile(r"conversion from I;16"),
     ),
     Format(
         title="WebP",

@@ -1,11 +1,13 @@
 """JPEG: the quick decoder, and files whose pixels are whole though their rest is not."""
 
+import itertools
 import re
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.errors import ImageError
 from model.images.picture import Limits
 
 try:
@@ -17,9 +19,22 @@ _END = b"\xff\xd9"
 _MARKER = re.compile(rb"\xff([\x01-\xfe])")
 _PROFILE = b"ICC_PROFILE\0"
 
+# As libjpeg accepts them. Five fixed bytes: the video in a "motion photo" does not match by chance.
+_SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+# Encoders write some ten; libtiff and libvips stop at a hundred. Each is a pass over the image, be
+# there nothing in it, so of more than four megapixels there may be fewer.
+_FEW_SCANS, _MANY_SCANS = 25, 100
+_SCANNED_PIXELS = 400_000_000
+_NO_FRAME = (0xC4, 0xC8, 0xCC)  # among the markers of frames
+
 
 def versions(jpeg: bytes, _limits: Limits) -> Iterator[bytes]:
-    """The file; where it is cut after its last pixel, with an end; without broken metadata."""
+    """The file; where it is cut after its last pixel, with an end; without broken metadata.
+
+    Raises:
+        ImageError: corrupt_image, of far more scans than files have.
+    """
+    _check_scans(jpeg)
     yield jpeg
     if _END not in jpeg[-2:] and _is_whole(ended := jpeg + _END):
         yield ended
@@ -50,6 +65,30 @@ def decode_rgb(jpeg: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
     except ValueError:
         return None
     return pixels
+
+
+def _check_scans(jpeg: bytes) -> None:
+    """Count the scans, anywhere in the file: so no decoder can find more.
+
+    Raises:
+        ImageError: corrupt_image.
+    """
+    count = sum(1 for _ in itertools.islice(_SCAN.finditer(jpeg), _MANY_SCANS + 1))
+    if count <= _FEW_SCANS:
+        return
+    most = max(_FEW_SCANS, min(_MANY_SCANS, _SCANNED_PIXELS // _declared_pixels(jpeg)))
+    if count > most:
+        raise ImageError("corrupt_image", f"A JPEG of this size may have {most} scans at most.")
+
+
+def _declared_pixels(jpeg: bytes) -> int:
+    """Width x height, the largest that a frame declares; 1 where none does."""
+    sizes = (
+        (int.from_bytes(jpeg[start + 5 : start + 7]), int.from_bytes(jpeg[start + 7 : start + 9]))
+        for marker, start, _ in _segments(jpeg)
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME
+    )
+    return max([1, *(height * width for height, width in sizes)])
 
 
 def _is_whole(jpeg: bytes) -> bool:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from model.images import icc, jpeg
+from model.images import boxes, icc, jpeg
 from model.images.content import has_content
 from model.images.orientation import empty_upright, orientation, points
 from model.images.picture import Facts, Picture
@@ -17,6 +17,7 @@ from model.images.picture import Facts, Picture
 _PAGE = (255, 255, 255)
 # Pixels converted at a time: every step of a conversion makes a copy of what it is given.
 _STRIP = 1 << 18
+_BOXES = ("AVIF", "HEIF")
 _MOVING = ("GIF", "PNG", "WEBP", "AVIF")
 _OLD_WORDS = {
     "animation": "first_frame_only",
@@ -34,7 +35,9 @@ def to_rgb(image: Image.Image, data: bytes = b"", frames: int = 1) -> Picture:
     clipped: v / 257, rounded; 12-bit grey likewise; 32-bit integer grey above 255 counts as 16-bit;
     floating-point grey up to 1.0 is scaled by 255, up to 255 taken as is, above it as 16-bit. An
     embedded ICC profile that is not sRGB is converted to sRGB (relative colorimetric), one that
-    cannot be applied ignored with a warning. Alpha is composited onto white, as a page shows it.
+    cannot be applied, or leaves nothing to be seen, ignored with a warning; likewise code points of
+    high dynamic range. A PNG's gamma is applied where it has nothing better. Alpha is composited
+    onto white, as a page shows it.
 
     Args:
         image: opened; its pixels are decoded here, in full (no `draft` mode: it changes pixels).
@@ -49,8 +52,9 @@ def to_rgb(image: Image.Image, data: bytes = b"", frames: int = 1) -> Picture:
     warnings = []
     pixels = _plain_jpeg(image, data)
     if pixels is None:
+        _leave_default(image)
         pixels, ignored = _convert(image)
-        if ignored:
+        if ignored or (image.format in _BOXES and boxes.is_hdr(data)):
             warnings.append("profile_ignored")
     if _has_more(image):
         moving = image.format in _MOVING
@@ -74,7 +78,8 @@ def _has_more(image: Image.Image) -> bool:
 def _with_content(image: Image.Image, first: NDArray[np.uint8], frames: int) -> NDArray[np.uint8]:
     """Pixels of the first of so many frames in which there is something to see."""
     pixels = first
-    for frame in range(1, frames):
+    start = image.tell() + 1
+    for frame in range(start, start + frames - 1):
         if has_content(pixels):
             return pixels
         try:
@@ -87,6 +92,19 @@ def _with_content(image: Image.Image, first: NDArray[np.uint8], frames: int) -> 
     return pixels if has_content(pixels) else first
 
 
+def _leave_default(image: Image.Image) -> None:
+    """Go to the first frame of an animated PNG whose default image is not of the animation.
+
+    Viewers that play it never show that image, and begin with an empty page in its place.
+    """
+    if not getattr(image, "default_image", False):
+        return
+    image.load()
+    empty = "#fff0" if image.mode in ("L", "LA", "RGB", "RGBA") else 0
+    image.paste(empty, (0, 0, *image.size))
+    image.seek(1)
+
+
 def _convert(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
     """Pixels of any image, and whether its profile is ignored."""
     if isinstance(image, TiffImageFile):
@@ -96,14 +114,26 @@ def _convert(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
     else:
         image.load()
         turn = orientation(image)
+    gamma = None if "srgb" in image.info else image.info.get("gamma")
+    to_srgb = icc.ToSRGB(image.info.get("icc_profile"), gamma)
+    pixels = _upright(image, turn, to_srgb)
+    if to_srgb.applied and not has_content(pixels):
+        # No profile hides a picture.
+        plain = _upright(image, turn, icc.ToSRGB(None))
+        if has_content(plain):
+            return plain, True
+    return pixels, to_srgb.ignored
+
+
+def _upright(image: Image.Image, turn: int, to_srgb: icc.ToSRGB) -> NDArray[np.uint8]:
+    """Pixels of a loaded image, converted strip by strip."""
     grey = _grey_rule(image)
-    to_srgb = icc.ToSRGB(image.info.get("icc_profile"))
     width, height = image.im.size  # `image.size` may be that of a TIFF turned upright
     upright, stored = empty_upright(width, height, turn)
     for top, strip in _strips(image):
         rgb = np.asarray(_on_page(strip, grey, to_srgb))
         stored[top : top + strip.height] = points(rgb)
-    return upright, to_srgb.ignored
+    return upright
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:

@@ -17,7 +17,11 @@ _HEADER_SIZE = struct.Struct(">II")
 _COLOUR_TYPE = 25  # where it stands in the file
 _FRAMES = (b"acTL", b"fcTL", b"fdAT")
 _PROFILE = b"iCCP"
-_KEPT = (_PROFILE, b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+_CODE_POINTS = b"cICP"
+_COLOURS = (_PROFILE, _CODE_POINTS, b"sRGB", b"gAMA")
+_COLOURS_BEFORE = (b"PLTE", b"IDAT")  # elsewhere nobody heeds them
+_KEPT = (*_COLOURS, b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+_SRGB_CODE_POINTS = bytes((1, 13, 0, 1))
 # How long a tRNS chunk may be: of grey, RGB, a palette.
 _TRANSPARENCY = {0: range(2, 3), 2: range(6, 7), 3: range(1, 257)}
 _XMP = b"XML:com.adobe.xmp\0"
@@ -28,7 +32,7 @@ def versions(png: bytes, limits: Limits) -> Iterator[bytes]:
     """The file as Pillow is to have it: the same bytes where nothing has to go.
 
     Kept are the critical chunks (what is wrong with them is for Pillow to say), transparency, an
-    animation that is in order, a profile, and what may say which side is up.
+    animation that is in order, what colours mean, and what may say which side is up.
 
     Raises:
         ImageError: those of `Limits.check_size`.
@@ -38,18 +42,24 @@ def versions(png: bytes, limits: Limits) -> Iterator[bytes]:
     animated = _animated(png)
     view, kept, seen = memoryview(png), 0, set[bytes]()
     parts: list[bytes | memoryview] = []
+    colours = True
     for kind, start, end in _chunks(png):
+        colours = colours and kind not in _COLOURS_BEFORE
         if not kind[0] & 32 or (kind in _FRAMES and animated):  # critical ones are in upper case
             continue
-        purpose = _purpose(png, kind, start, end)
-        if purpose and purpose not in seen:
+        purpose = _purpose(png, kind, start, end) if colours or kind not in _COLOURS else None
+        if purpose and purpose not in seen and kind != _CODE_POINTS:
             seen.add(purpose)
             continue
         if start > kept:
             parts.append(view[kept:start])
-        if kind == _PROFILE and kind not in seen:
+        if kind == _PROFILE and colours and kind not in seen:
             seen.add(kind)
             parts.append(_NO_PROFILE)
+        elif purpose == _CODE_POINTS and _PROFILE not in seen:
+            # Pillow does not know it. A profile that follows says the same, and replaces this one.
+            is_srgb = png[start + 8 : end - 4] == _SRGB_CODE_POINTS
+            parts.append(_SRGB if is_srgb else _NO_PROFILE)
         kept = end
     yield b"".join([*parts, view[kept:]]) if kept else png
 
@@ -88,6 +98,10 @@ def _purpose(png: bytes, kind: bytes, start: int, end: int) -> bytes | None:
             )
         case b"eXIf":
             return kind
+        case b"gAMA" | b"cICP":
+            return kind if len(body) == 4 else None
+        case b"sRGB":
+            return kind if len(body) == 1 else None
         case b"tEXt" if body.startswith(_RAW_EXIF):
             return _RAW_EXIF
         case b"zTXt" if body.startswith(_RAW_EXIF + b"\0"):
@@ -109,9 +123,13 @@ def _unpacks(packed: bytes) -> bool:
 
 
 def _animated(png: bytes) -> bool:
-    """Whether there is an animation, with whole chunks in order; Pillow would refuse any other."""
-    announced, sequence = False, 0
+    """Whether there is an animation, with whole chunks in order; Pillow would refuse any other.
+
+    Where no frame has pixels, what is before them is the image.
+    """
+    announced, framed, shown, sequence = False, False, False, 0
     for kind, start, end in _chunks(png):
+        shown = shown or (framed and kind in (b"IDAT", b"fdAT"))
         if kind not in _FRAMES:
             continue
         length = end - start - 12
@@ -125,9 +143,10 @@ def _animated(png: bytes) -> bool:
         if length < 4 or int.from_bytes(png[start + 8 : start + 12]) != sequence:
             return False
         sequence += 1
+        framed = framed or kind == b"fcTL"
         if kind == b"fcTL" and (length != 26 or not _inside(png, start + 12)):
             return False
-    return announced
+    return announced and shown
 
 
 def _inside(png: bytes, at: int) -> bool:
@@ -143,3 +162,4 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 # Stands for a profile that is not handed on: where profiles are applied, its loss is noticed.
 _NO_PROFILE = _chunk(_PROFILE, b"ignored\0\0" + zlib.compress(b"?"))
+_SRGB = _chunk(b"sRGB", b"\0")

@@ -22,6 +22,8 @@ _PIXEL_TAGS = {
 _NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _MOST_TAGS = 1_000  # of a directory; raw files of cameras have a hundred
 _MOST_NUMBERS = 64  # of a tag that is read here: the levels of a pyramid
+_MOST_DIRECTORIES = 64  # that are looked into
+_NO_PICTURE = 1 | 4  # bits: a reduced copy, a mask
 
 
 def versions(tiff: bytes, limits: Limits) -> Iterator[bytes]:
@@ -55,19 +57,20 @@ def _refuse_raw(reader: "_Reader", first: dict[int, list[int]]) -> None:
     Raises:
         ImageError: unsupported_media_type.
     """
-    others = [reader.numbers(at) for at in first.get(_SUB_DIRECTORIES, [])[:_MOST_NUMBERS]]
+    parts = [reader.numbers(at) for at in first.get(_SUB_DIRECTORIES, [])[:_MOST_NUMBERS]]
+    pages = [reader.numbers(at) for at in reader.further()]
     if (
         reader.is_canon
         or _DNG in first
-        or any(_SENSOR & set(each.get(_PHOTOMETRIC, ())) for each in (first, *others))
-        or any(bits & 1 for bits in first.get(_REDUCED, ()))
+        or any(_SENSOR & set(each.get(_PHOTOMETRIC, ())) for each in (first, *parts, *pages))
+        or any(bits & _NO_PICTURE for bits in first.get(_REDUCED, ()))
         or 2 in first.get(_OLD_REDUCED, ())
-        or any(_area(other) > _area(first) for other in others)
+        or any(_area(part) > _area(first) for part in parts)
     ):
         raise ImageError(
             "unsupported_media_type",
-            "Camera raw files are not read, nor any TIFF that begins with a reduced copy of its "
-            "image: send the developed picture.",
+            "Camera raw files are not read, nor any TIFF that begins with a reduced copy or a mask "
+            "of its image: send the developed picture.",
         )
 
 
@@ -104,6 +107,17 @@ class _Reader:
     def count(self, directory: int) -> int:
         """How many tags it has."""
         return self._unpack(self._count, directory)
+
+    def further(self) -> list[int]:
+        """Where the directories after the first one begin, each once."""
+        places = [self.first]
+        while len(places) <= _MOST_DIRECTORIES:
+            tags = self.count(places[-1]) * (self._entry.size + self._place.size)
+            place = self._unpack(self._place, places[-1] + self._count.size + tags)
+            if not place or place in places:
+                break
+            places.append(place)
+        return places[1:]
 
     def numbers(self, directory: int) -> dict[int, list[int]]:
         """The first numbers of each tag that is looked at here, of all its occurrences."""

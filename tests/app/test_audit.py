@@ -1,5 +1,7 @@
 import json
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,40 @@ def test_a_pipe_that_nobody_empties_holds_nobody_up(tmp_path: Path, lost: Lost) 
         assert lost.lines > 0
     finally:
         os.close(reader)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_standard_output_that_nobody_empties_holds_nobody_up(
+    kind: str, lost: Lost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every line waited, and with it all requests."""
+    if kind == "pipe":
+        reader, writer = os.pipe()
+    else:
+        reader, writer = (one.detach() for one in socket.socketpair())
+    monkeypatch.setattr("app.audit._STDOUT", writer)
+    audit = AuditLog("-", lost)
+
+    def many() -> None:
+        for _ in range(3000):
+            record(audit, "a")
+
+    recording = threading.Thread(target=many, daemon=True)
+    recording.start()
+    try:
+        recording.join(10)
+        assert not recording.is_alive()
+        kept = 3000 - lost.lines
+        assert 0 < kept < 3000
+        received = b""
+        while received.count(b"\n") < kept:
+            received += os.read(reader, 65536)
+        record(audit, "b")  # there is room again
+        lines = (received + os.read(reader, 65536)).splitlines()
+        assert [json.loads(line)["id"] for line in lines] == ["a"] * kept + ["b"]
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 def test_what_is_no_file_stops_the_start_without_its_path(tmp_path: Path, lost: Lost) -> None:

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser
 from structlog.contextvars import bound_contextvars
 
 from app.logs import set_up_logs
@@ -49,6 +51,16 @@ def test_a_line_of_json_holds_what_is_known_of_the_request(monkeypatch: pytest.M
         "key": "web",
         "status": 200,
     }
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_the_parser_of_forms_quotes_none(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    err = logged(monkeypatch, io.StringIO(), log_level=level)
+    parser = MultipartParser(b"x")
+    parser.write(b"--x\r\n\r\nbody\r\n--x--\r\nsecret")
+    with pytest.raises(MultipartParseError):
+        MultipartParser(b"x").write(b"--x\r\nna\x00me: 1\r\n\r\n")
+    assert err.getvalue() == ""
 
 
 def test_a_terminal_has_text_and_a_file_json_unless_told_otherwise(

@@ -76,6 +76,10 @@ def test_a_variable_that_is_no_setting_stops_the_start(
     assert message == f"{variable.upper()} is no setting; the nearest is {nearest}"
 
 
+def test_what_is_near_no_setting_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal(monkeypatch, NSNET_WEBHOOK="x") == "NSNET_WEBHOOK is no setting"
+
+
 def test_all_mistakes_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal(monkeypatch, NSNET_API_KEY="x", NSNET_DTYPE="int4", NSNET_HOSTS="y")
     for name in ("NSNET_API_KEYS", "NSNET_DTYPE", "NSNET_HOSTS"):
@@ -226,7 +230,7 @@ def test_a_client_sends_the_first_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "nsnet.example"])  # noqa: S104
 def test_other_machines_are_not_served_by_an_oversight(host: str) -> None:
-    with pytest.raises(SettingsError, match="set NSNET_API_KEYS or NSNET_API_KEYS_FILE, or NSNET_"):
+    with pytest.raises(SettingsError, match=f"^NSNET_HOST={host} is reached by other machines"):
         Settings(host=host).check_access()
     with pytest.raises(SettingsError):
         Settings(host=host, publish="8000").check_access()

@@ -101,7 +101,7 @@ def test_what_is_no_image_file_is_told_and_the_next_one_scored(
     assert (status, told) == (1, "")
     lines = shown.splitlines()
     expected = [
-        f"{pipe}: It is not a regular file.",
+        f"{pipe}: It is a pipe: pipe it into `nsnet detect -`.",
         f"{film}: One image may have 33554432 bytes at most.",
         "http://[::1]/a.jpg: URLs are not fetched: download the image first.",
         f"{tmp_path}/none.jpg: The file cannot be read: No such file or directory.",
@@ -112,6 +112,28 @@ def test_what_is_no_image_file_is_told_and_the_next_one_scored(
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "It is not a regular file."),
+        ("x" * 300, "The file cannot be read: File name too long."),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_told_and_the_next_one_scored(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, why: str
+) -> None:
+    """An empty one, as of a variable that is not set, is not the folder one is in."""
+    monkeypatch.chdir(tmp_path)
+    for image in ("a.jpg", "b.jpg"):
+        Path(image).write_bytes(jpeg(100, 120))
+    status, shown, told = here("detect", "--json", name, "a.jpg")
+    assert (status, told) == (1, "")
+    found = answers(shown)
+    assert found.keys() == {name, "a.jpg"}
+    assert found[name] == {"error": why, "code": "unreadable"}
+
+
 @pytest.mark.usefixtures("tiny")
 def test_all_scored_is_success(here: Here, tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.jpg" for name in "ab"]

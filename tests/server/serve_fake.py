@@ -9,7 +9,7 @@ import torch
 
 from app.desk import ServedDetector
 from app.main import serve
-from app.settings import Settings, load_settings
+from app.settings import Settings, SettingsError, load_settings
 from model.detector import Look
 from tests.fakes import FakeDetector, load_fake
 
@@ -40,4 +40,7 @@ def load(settings: Settings) -> ServedDetector:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(load_settings(), load))
+    try:
+        sys.exit(serve(load_settings(), load))
+    except SettingsError as error:
+        sys.exit(f"nsnet: {error}")

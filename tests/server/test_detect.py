@@ -1,5 +1,7 @@
 """What a well-behaved client sees."""
 
+import codecs
+import encodings
 import hashlib
 import json
 import tempfile
@@ -116,17 +118,40 @@ def test_not_even_debugging_logs_an_image_or_its_name(
     assert "hidden" not in caplog.text
 
 
-def test_a_file_name_in_a_hostile_charset_comes_back_harmless(server: Running) -> None:
-    """The charset decodes to a lone surrogate, which no JSON can be encoded with."""
-    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="\\ud800.png"\r\n\r\n'
-    kind = "multipart/form-data; boundary=x; charset=unicode_escape"
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [("unicode_escape", b"\\ud800"), ("utf-16", b"\xed\xa0\x80"), ("nobodys", b"a")],
+)
+def test_no_charset_that_a_form_declares_is_looked_up(
+    server: Running, charset: str, name: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python remembers each name that is no codec's, for good; one that is may do as it likes."""
+    asked: list[str] = []
+    lookup = codecs.lookup
+
+    def recorded(encoding: str) -> codecs.CodecInfo:
+        asked.append(encoding)
+        return lookup(encoding)
+
+    monkeypatch.setattr(codecs, "lookup", recorded)
     answer = httpx.post(
         f"{server.url}/detect/batch",
-        content=head + grey(250) + b"\r\n--x--\r\n",
-        headers={"Content-Type": kind},
+        content=b'--x y\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n'
+        % name
+        + grey(250)
+        + b"\r\n--x y--\r\n",
+        headers={"Content-Type": f'multipart/form-data; charset={charset}; boundary="x y"'},
     )
     assert answer.status_code == 200
-    assert answer.json()["results"][0]["filename"] == "?.png"
+    assert answer.json()["results"][0]["filename"] == name.decode("latin-1")
+    assert charset not in asked
+
+
+def test_a_boundary_that_closes_its_own_quotes_is_none(server: Running) -> None:
+    kind = r'multipart/form-data; boundary="x\"; charset=nobodys; y=\""'
+    answer = httpx.post(f"{server.url}/detect", content=b"", headers={"Content-Type": kind})
+    assert answer.json()["code"] == "malformed_multipart"
+    assert "nobodys" not in encodings._cache
 
 
 @pytest.mark.parametrize("accept", ["application/x-ndjson", "application/jsonl"])
@@ -321,6 +346,7 @@ def test_operators_see_state_model_and_metrics(server: Running) -> None:
         client.post("/detect", files={"file": grey(204)})
         client.post("/detect", files={"file": b"nothing"})
         client.get("/no/such/route")
+        client.get("/static-offline-docs/no/such/file")
         text = client.get("/metrics").text
     for line in (
         'nsnet_images_total{outcome="ok"} 1.0',
@@ -338,6 +364,8 @@ def test_operators_see_state_model_and_metrics(server: Running) -> None:
         f'nsnet_score_bucket{{le="0.8",sha256="{"f" * 64}"}} 1.0',
         'http_requests_total{method="POST",route="/detect",status="200"} 1.0',
         'http_requests_total{method="GET",route="unmatched",status="404"} 1.0',
+        'http_requests_total{method="GET",route="/openapi.json",status="200"} 1.0',
+        'http_requests_total{method="GET",route="/static-offline-docs",status="404"} 1.0',
     ):
         assert line in text
     assert "nsnet_model_load_seconds" in text

@@ -27,7 +27,22 @@ def test_a_start_that_lets_everybody_in_is_one_line(process: Callable[..., Proce
     server = process(fake=False, NSNET_HOST="0.0.0.0")  # noqa: S104
     assert server.exit_status(60) == 1
     [line] = server.log
+    assert line.startswith("nsnet: NSNET_HOST=0.0.0.0 is reached by other machines: ")
     assert "NSNET_ALLOW_ANONYMOUS=true" in line
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "wrong", [{"NSNET_PORT": "x"}, {"NSNET_API_KEYS_FILE": "/none"}, {"NSNET_HOST": "192.0.2.1"}]
+)
+def test_what_keeps_it_from_starting_is_said_in_one_way(
+    process: Callable[..., Process], wrong: dict[str, str]
+) -> None:
+    """Some were a line of the log, some were none."""
+    server = process(fake=False, **{"NSNET_LOG_FORMAT": "json", "NSNET_HOST": "127.0.0.1"} | wrong)
+    assert server.exit_status(60) == 1
+    [line] = server.log
+    assert line.startswith(f"nsnet: {next(iter(wrong))}")
 
 
 @pytest.mark.process
@@ -243,4 +258,4 @@ def test_an_audit_log_that_cannot_be_written_stops_the_start(
     server = process(fake=False, NSNET_AUDIT_LOG=str(tmp_path / "none" / "audit"))
     assert server.exit_status(60) == 1
     [line] = server.log
-    assert json.loads(line)["event"] == "NSNET_AUDIT_LOG: no such file or directory"
+    assert line == "nsnet: NSNET_AUDIT_LOG: no such file or directory\n"

@@ -41,7 +41,8 @@ def test_a_name_may_have_two_keys_while_one_replaces_the_other() -> None:
     [
         ([], "no key"),
         (["", " "], "no key"),
-        ([ONE[:-1]], "at least 16"),
+        ([ONE[:-1]], "^key 1: .* at least 16"),
+        ([OTHER, "", ONE[:-1]], "^key 2: .* at least 16"),
         ([f"web:{ONE[:-1]}"], "at least 16"),
         (["web:"], "at least 16"),
         ([f"two words:{ONE}"], "name"),
@@ -51,8 +52,8 @@ def test_a_name_may_have_two_keys_while_one_replaces_the_other() -> None:
         ([f"sha256:{ONE}"], "64 hexadecimal"),
         ([f"{ONE}\x00"], "printable"),
         ([f"{ONE}\udcff"], "printable"),
-        ([ONE, ONE], "twice"),
-        ([f"a:{ONE}", f"b:sha256:{HEX}"], "twice"),
+        ([ONE, ONE], "^key 2: the key of key 1 is given twice$"),
+        ([OTHER, f"a:{ONE}", f"b:sha256:{HEX}"], "^key 3: the key of key 2 is given twice$"),
     ],
 )
 def test_what_is_no_key_is_told_and_not_shown(texts: list[str], why: str) -> None:
@@ -70,6 +71,30 @@ def test_a_file_has_one_a_line_with_comments(tmp_path: Path) -> None:
     web, comma = read_keys(file)
     assert web == Key("web", digest_of(ONE.encode()))
     assert comma == Key("file-key-2", digest_of(f"{OTHER},#{OTHER}".encode()))
+
+
+@pytest.mark.parametrize("odd", ["\x0b", "\x1c", "\u2028"])
+def test_only_a_line_feed_ends_a_line(tmp_path: Path, odd: str) -> None:
+    """Else the end of a comment, or of what no client could send, would be a key."""
+    file = tmp_path / "keys"
+    file.write_text(f"# a note{odd}{OTHER}\n{ONE}\n")
+    assert [key.digest for key in read_keys(file)] == [digest_of(ONE.encode())]
+    file.write_text(f"{OTHER}{odd}{OTHER}\n{ONE}\n")
+    with pytest.raises(KeysError, match="line 1: a key is no printable text"):
+        read_keys(file)
+
+
+@pytest.mark.parametrize(
+    ("last", "why"),
+    [(ONE[:-1], "a key has at least 16"), (f"a b:{ONE}", "a name"), (f"x:{OTHER}", "of line 3")],
+)
+def test_the_line_that_is_wrong_is_named(tmp_path: Path, last: str, why: str) -> None:
+    """Comments and blank lines count, as an editor counts them."""
+    file = tmp_path / "keys"
+    file.write_text(f"# who may ask\n\n{OTHER}\n\n  # new\n{last}\n")
+    with pytest.raises(KeysError, match=f"^line 6: .*{why}") as caught:
+        read_keys(file)
+    assert last[-8:] not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"# nothing\n", b"\xff\xfe\n", b"short\n", bytes(2**20)])

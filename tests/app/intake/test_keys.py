@@ -85,6 +85,14 @@ def test_wrong_keys_of_others_at_an_address_lock_nobody_out(keys: ApiKeys, clock
     assert refused(keys, APP).code == "rate_limited"  # it never was there: it may be a guess
 
 
+def test_who_sends_a_keys_name_with_it_is_told_how_to_send_it(keys: ApiKeys) -> None:
+    """The line of the file was copied as it stood, and each attempt was a wrong key."""
+    assert "without its name" in refused(keys, f"web:{WEB}").detail
+    with pytest.raises(ApiError) as caught:
+        keys.check(Headers(), "192.0.2.1")
+    assert caught.value.detail == "Send an API key as `Authorization: Bearer KEY`."
+
+
 def test_no_key_is_no_guess(keys: ApiKeys, clock: Clock) -> None:
     for _ in range(2 * ApiKeys.FAILURES_PER_MINUTE):
         with pytest.raises(ApiError) as caught:

@@ -1,4 +1,5 @@
 import io
+import re
 import struct
 
 import numpy as np
@@ -46,6 +47,25 @@ def refused(data: bytes, max_pixels: int = 10**6) -> str | None:
 def test_the_size_of_every_image_is_held_against_the_limit(data: bytes) -> None:
     assert refused(data, PIXELS[data]) is None
     assert refused(data, PIXELS[data] - 1) == "too_many_pixels"
+
+
+def with_curve(data: bytes, curve: int) -> bytes:
+    """The same values, said to be of another transfer curve."""
+    changed = re.sub(rb"(?s)(colrnclx...).", rb"\g<1>" + bytes((curve,)), data)
+    assert changed != data or curve == 13
+    return changed
+
+
+@pytest.mark.parametrize("data", [AVIF, MOVING, HEIC])
+def test_of_high_dynamic_range_it_is_said_that_it_is_not_applied(data: bytes) -> None:
+    for curve in (16, 18):
+        assert "profile_ignored" in decode(with_curve(data, curve)).facts.warnings
+    for curve in (1, 13):
+        assert "profile_ignored" not in decode(with_curve(data, curve)).facts.warnings
+    # A map to such an image from the one that is read.
+    assert (
+        "profile_ignored" not in decode(with_curve(data, 16) + box(b"free", b"tmap")).facts.warnings
+    )
 
 
 def box(kind: bytes, body: bytes) -> bytes:

@@ -24,6 +24,20 @@ def test_the_noise_of_a_lens_cap_is_nothing(level: int) -> None:
         assert not has_content(decode(encoded(frame, "JPEG", quality=90)).pixels)
 
 
+def test_the_noise_of_a_lens_cap_in_coarse_colour_is_nothing() -> None:
+    noise = 60 + np.random.default_rng(0).normal(0, 10, (1024, 1024, 3))
+    frame = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
+    for quality in (30, 50, 75):
+        assert not has_content(decode(encoded(frame, "JPEG", quality=quality)).pixels)
+
+
+def test_colours_of_one_luma_are_something() -> None:
+    picture = np.full((300, 300, 3), (200, 60, 60), np.uint8)
+    picture[100:200] = (40, 135, 60)
+    assert np.ptp(np.asarray(Image.fromarray(picture).convert("L"))) < 7
+    assert has_content(picture)
+
+
 def test_a_dim_gradient_a_small_shape_and_one_small_light_are_something() -> None:
     ramp = np.linspace(20, 32, 600).round().astype(np.uint8)
     assert has_content(np.broadcast_to(ramp[:, None], (600, 400))[..., None].repeat(3, 2))

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from model.errors import ImageError
-from model.images import decode
+from model.images import Limits, decode
+from model.images.jpeg import versions
 from tests.images import encoded, jpeg, jpeg_with, photo, segment, tiff
 
 SMOOTH = photo(12, 12).resize((160, 120), Image.Resampling.BICUBIC)
@@ -62,6 +63,27 @@ def test_of_several_pictures_the_first_is_read_and_that_is_said() -> None:
     picture = decode(several)
     assert np.array_equal(picture.pixels, decode(jpeg()).pixels)
     assert picture.facts.warnings == ("first_page", "first_frame_only")
+
+
+def of_scans(count: int, side: int) -> bytes:
+    """A file that says so, with nothing in its scans."""
+    frame = segment(0xC2, struct.pack(">BHHB3B", 8, side, side, 1, 1, 0x11, 0))
+    return b"\xff\xd8" + frame + segment(0xDA, bytes((1, 1, 0, 0, 63, 0))) * count + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(("side", "most"), [(64, 100), (4000, 25), (2800, 51)])
+def test_a_jpeg_of_far_more_scans_than_files_have_is_refused(side: int, most: int) -> None:
+    limits = Limits(max_pixels=16_000_000)
+    assert next(versions(of_scans(most, side), limits))
+    with pytest.raises(ImageError, match=f"{most} scans at most") as caught:
+        next(versions(of_scans(most + 1, side), limits))
+    assert caught.value.code == "corrupt_image"
+
+
+@pytest.mark.parametrize("cut", range(6, 14))
+def test_many_scans_after_a_frame_that_is_cut_give_a_typed_error(cut: int) -> None:
+    assert code(of_scans(30, 8000)[:cut] + of_scans(30, 8000)[15:])
+    assert code((of_scans(0, 8000)[:2] + of_scans(30, 8000)[15:])[:-cut]) == "corrupt_image"
 
 
 def test_samples_and_layers_that_are_not_read() -> None:

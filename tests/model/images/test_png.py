@@ -108,6 +108,98 @@ def test_a_profile_that_cannot_be_handed_on_is_ignored_and_that_is_said() -> Non
     assert decode(png_with(good, good)).facts.warnings == ()
 
 
+MIDDLE = encoded(Image.new("L", (64, 64), 55), "PNG")
+
+
+def middle_with(*chunks: bytes) -> int:
+    """What 55 becomes, or -1 with a warning."""
+    picture = decode(MIDDLE[:33] + b"".join(chunks) + MIDDLE[33:])
+    assert picture.facts.warnings in ((), ("profile_ignored", "icc_profile_ignored"))
+    return -1 if picture.facts.warnings else int(picture.pixels[0, 0, 0])
+
+
+def gamma(value: int) -> bytes:
+    return chunk(b"gAMA", struct.pack(">I", value))
+
+
+def test_a_gamma_is_applied_where_nothing_better_is_said() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    linear = gamma(100_000)
+    assert middle_with(linear) == round(255 * (55 / 255) ** 0.45455)
+    for usual in (gamma(45_455), gamma(47_000), gamma(0)):
+        assert middle_with(usual) == 55
+    for better in (
+        chunk(b"sRGB", b"\0"),
+        profile_chunk(srgb),
+        chunk(b"cICP", bytes((1, 13, 0, 1))),
+    ):
+        assert middle_with(linear, better) == middle_with(better, linear) == 55
+    late = MIDDLE[:-12] + linear + MIDDLE[-12:]
+    assert (decode(late).pixels == 55).all()
+    assert middle_with(with_wrong_checksum(linear)) == 55
+
+
+def test_a_gamma_is_of_colours_and_not_of_alpha() -> None:
+    half = encoded(Image.new("RGBA", (64, 64), (0, 0, 0, 128)), "PNG")
+    data = half[:33] + gamma(100_000) + half[33:]
+    assert np.array_equal(decode(data).pixels, decode(half).pixels)
+
+
+def test_code_points_other_than_srgbs_are_ignored_and_that_is_said() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert middle_with(chunk(b"cICP", bytes((1, 13, 0, 1)))) == 55
+    for points in ((1, 8, 0, 1), (9, 16, 0, 1), (12, 13, 0, 1)):
+        code_points = chunk(b"cICP", bytes(points))
+        assert middle_with(code_points) == -1
+        # The same in other words, which are read.
+        assert middle_with(code_points, profile_chunk(srgb)) == 55
+        assert middle_with(profile_chunk(srgb), code_points) == 55
+    assert middle_with(chunk(b"cICP", b"abc")) == 55
+
+
+SCENES = [photo(12, 12, seed).resize((96, 80)) for seed in range(3)]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_an_image_that_is_not_of_the_animation_is_not_read(mode: str) -> None:
+    hidden, shown, last = (scene.convert(mode) for scene in SCENES)
+    data = encoded(
+        hidden, "PNG", save_all=True, default_image=True, append_images=[shown, last], blend=1
+    )
+    picture = decode(data)
+    assert picture.facts.warnings[0] == "animation"
+    assert np.array_equal(picture.pixels, decode(encoded(shown, "PNG")).pixels)
+
+
+def test_an_animation_that_pillow_cannot_lay_over_is_not_called_damaged() -> None:
+    frames = [Image.fromarray(np.full((80, 80), value, np.uint16)) for value in (0, 9, 25_700)]
+    options = {"save_all": True, "default_image": True, "append_images": frames[1:]}
+    assert decode(encoded(frames[0], "PNG", **options)).facts.warnings[0] == "animation"
+    with pytest.raises(ImageError) as caught:
+        decode(encoded(frames[0], "PNG", blend=1, **options))
+    assert caught.value.code == "unsupported_variant"
+
+
+def frame_of(size: int) -> bytes:
+    """A frame of one grey in the upper left corner, over what is there."""
+    control = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, size, size, 0, 0, 1, 1, 0, 1))
+    rows = (b"\0" + b"\x09" * 3 * size) * size
+    return control + chunk(b"fdAT", struct.pack(">I", 1) + zlib.compress(rows))
+
+
+def test_an_animation_begins_on_an_empty_page() -> None:
+    announced = PLAIN[:33] + chunk(b"acTL", struct.pack(">II", 1, 0)) + PLAIN[33:]
+    pixels = decode(announced[:-12] + frame_of(64) + announced[-12:]).pixels
+    assert (pixels[:64, :64] == 9).all()
+    assert (pixels[64:] == 255).all()
+    # Without a frame, it is the image.
+    assert np.array_equal(decode(announced).pixels, np.asarray(photo()))
+    bare = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 64, 64, 0, 0, 1, 1, 0, 1))
+    assert np.array_equal(
+        decode(announced[:-12] + bare + announced[-12:]).pixels, np.asarray(photo())
+    )
+
+
 def test_the_first_whole_word_on_orientation_counts() -> None:
     late = PLAIN[:-12] + chunk(b"eXIf", SIX) + chunk(b"eXIf", b"junk") + PLAIN[-12:]
     assert decode(late).facts.width == 80

@@ -69,6 +69,20 @@ def grey(
     return tiff(*(entries_of[tag] for tag in sorted(entries_of)), then=pixels)
 
 
+def with_page(data: bytes, *entries: Entry) -> bytes:
+    """A TIFF with one more directory after its last one."""
+    at = struct.unpack_from("<I", data, 4)[0]
+    while True:
+        at += 2 + 12 * struct.unpack_from("<H", data, at)[0]
+        if not (place := struct.unpack_from("<I", data, at)[0]):
+            break
+        at = place
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHI4s", *entry) for entry in entries
+    )
+    return data[:at] + struct.pack("<I", len(data)) + data[at + 4 :] + directory + bytes(4)
+
+
 def with_sub_directory(data: bytes, *entries: Entry) -> bytes:
     """A TIFF whose tag 330, there already, leads to a directory of these."""
     at = data.index(struct.pack("<HHI", 330, 4, 1)) + 8
@@ -117,6 +131,9 @@ RAW = {
     "larger elsewhere": with_sub_directory(grey(SUB), long(256, 640), long(257, 480)),
     "sensor data elsewhere": with_sub_directory(grey(SUB), long(256, 8), long(257, 8), CFA),
     "sensor data": grey(CFA),
+    "sensor data on a page": with_page(grey(), long(256, 640), CFA),
+    "linear sensor data on a page": with_page(with_page(grey(), long(256, 8)), LINEAR_RAW),
+    "a mask": grey(long(254, 4)),
     "linear sensor data": grey(LINEAR_RAW),
     "DNG": grey((50706, 1, 4, b"\1\4\0\0")),
     "CR2": b"II*\0\x10\0\0\0CR\2\0" + bytes(4) + tiff()[8:],
@@ -133,6 +150,12 @@ def test_smaller_levels_and_further_pages_are_no_reason() -> None:
     assert outcome(pyramid) == "TIFF"
     cloud_optimised = encoded(photo(), "TIFF", save_all=True, append_images=[photo(48, 40)])
     assert decode(cloud_optimised, LIMITS).facts.warnings[0] == "first_page"
+    for subtype in (1, 4):
+        assert outcome(with_page(grey(), long(254, subtype), long(256, 40))) == "TIFF"
+    for place in (8, 2**32 - 1):  # the next is the first, or nowhere
+        end = 10 + 12 * struct.unpack_from("<H", grey(), 8)[0]
+        circle = grey()[:end] + struct.pack("<I", place) + grey()[end + 4 :]
+        assert outcome(circle) == "TIFF"
     # A circle of directories, or one that is nowhere.
     data = grey(SUB)
     at = data.index(struct.pack("<HHI", 330, 4, 1)) + 8
