@@ -23,7 +23,7 @@ serve: $(VENV)/.serve  ## install, fetch and verify the backbone, serve on :8000
 
 test: $(VENV)/.dev  ## run every test, and print the slowest ten
 	$(BIN)/nsnet backbone fetch
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2    # processes: more only wait for the cores
 
 check: $(VENV)/.dev  ## lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -24,11 +24,10 @@ _BARE = {
     "NSNET_LOG_LEVEL": "warning",
     "NSNET_CACHE_SIZE": "0",
     "NSNET_RATE_LIMIT_PER_MINUTE": "0",
-    "NSNET_API_KEYS": "",
-    "NSNET_API_KEYS_FILE": "",
-    "NSNET_AUDIT_LOG": "",
     "NSNET_DRAIN_DELAY_S": "0",
 }
+# Not set to nothing: the server may be of a version that has none of them.
+_WITHOUT = ("NSNET_API_KEYS", "NSNET_API_KEYS_FILE", "NSNET_AUDIT_LOG")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,8 @@ def local_server(
     """
     port = _free_port()
     chosen = {f"NSNET_{name.upper()}": value for name, value in settings.items()}
-    environment = os.environ | _BARE | {"NSNET_PORT": str(port)} | chosen
+    ours = {name: value for name, value in os.environ.items() if name.upper() not in _WITHOUT}
+    environment = ours | _BARE | {"NSNET_PORT": str(port)} | chosen
     url = f"http://127.0.0.1:{port}"
     start = time.monotonic()
     process = subprocess.Popen(command, env=environment)
