@@ -26,7 +26,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 from benchmarks.fuzz import FAKE
 from benchmarks.load import Closed, Latency, Load, Target, apply_load, latency
 from benchmarks.local import SERVE, Local, local_server
-from benchmarks.memory import photograph, resident
+from benchmarks.memory import photograph, resident, watched
 from benchmarks.serving import Check, at_most, photographs
 
 MOST_S = 1.0
@@ -45,7 +45,6 @@ ALONE, LARGE, FILES = "alone", "beside large JPEGs", "beside the files"
 _TIMES = 3
 _TIMEOUT_S = 60.0
 _QUIET_S = 1.0  # after which no further answer is to come
-_LOOK_S = 0.02
 _BACKOFF_S = 0.1  # of a client without an answer: without it, it would spin
 _STATUS_LINE = re.compile(rb"HTTP/1\.\d (?!100)(\d{3}) ")  # 100 announces an answer, and is none
 
@@ -192,24 +191,6 @@ def attempt(server: Local, name: str, data: bytes, idle: int) -> Case:
         last, most = watched(server.pid, ask)
     worst = max([last, *answers], key=lambda answer: (answer.count != 1, answer.status == 500))
     return Case(name, worst, seconds, max(0, most - idle))
-
-
-def watched(pid: int, ask: Callable[[], Answer]) -> tuple[Answer, int]:
-    """An answer, and the most resident bytes of a process and its children until it came."""
-    seen, done = [resident(pid)], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(_LOOK_S):
-            seen.append(resident(pid))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        answer = ask()
-    finally:
-        done.set()
-        watcher.join()
-    return answer, max(*seen, resident(pid))
 
 
 def judged(cases: Sequence[Case]) -> list[Check]:

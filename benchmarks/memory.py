@@ -16,9 +16,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import TypeVar
 
 import httpx
 import numpy as np
@@ -31,6 +32,8 @@ from benchmarks.local import local_server
 RETURNED_BYTES = 300 << 20
 _SETTLED_S = 10.0
 _LOOK_S = 0.02
+
+T = TypeVar("T")
 
 
 def photograph(megapixels: float) -> bytes:
@@ -61,9 +64,9 @@ def resident(pid: int) -> int:
     return total
 
 
-def peak_while(client: httpx.Client, bodies: Sequence[bytes], pid: int) -> tuple[int, Counter[int]]:
-    """Most resident bytes while all are answered, and the answers by status."""
-    seen, done = [0], threading.Event()
+def watched(pid: int, work: Callable[[], T]) -> tuple[T, int]:
+    """What some work gives, and the most resident bytes of a process and its children meanwhile."""
+    seen, done = [resident(pid)], threading.Event()
 
     def watch() -> None:
         while not done.wait(_LOOK_S):
@@ -72,12 +75,17 @@ def peak_while(client: httpx.Client, bodies: Sequence[bytes], pid: int) -> tuple
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        with ThreadPoolExecutor(len(bodies)) as pool:
-            statuses = Counter(pool.map(lambda body: post(client, body), bodies))
+        given = work()
     finally:
         done.set()
         watcher.join()
-    return max(seen), statuses
+    return given, max(*seen, resident(pid))
+
+
+def statuses_of(client: httpx.Client, bodies: Sequence[bytes]) -> Counter[int]:
+    """The answers to all of them at once, by status."""
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return Counter(pool.map(lambda body: post(client, body), bodies))
 
 
 def post(client: httpx.Client, body: bytes) -> int:
@@ -105,7 +113,7 @@ def main() -> None:
         ) as client,
     ):
         idle = resident(local.pid)
-        peak, statuses = peak_while(client, bodies, local.pid)
+        statuses, peak = watched(local.pid, lambda: statuses_of(client, bodies))
         time.sleep(_SETTLED_S)
         after = resident(local.pid)
     size = len(bodies[0]) / 2**20
