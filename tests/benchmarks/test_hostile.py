@@ -25,10 +25,9 @@ from benchmarks.hostile import (
     post,
     send,
     take_turns,
-    watched,
 )
 from benchmarks.load import Closed, Sample, Target, summarise
-from benchmarks.memory import resident
+from benchmarks.memory import resident, watched
 from tests.images import jpeg, png_header
 from tests.server.conftest import ROOT, running
 
