@@ -41,6 +41,173 @@ class TimingsOut(BaseModel):
     inference: float
 
 
+class BoxOut(BaseModel):
+    """A rectangle in the upright original, pixels; right and bottom are the first beyond it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class ViewOut(BaseModel):
+    """What the network says of one view of the image, alone."""
+
+    box: BoxOut = Field(description="what of the upright original it shows")
+    entropy: float | None = Field(
+        description="spectral entropy, nats; null: of the whole image none is taken"
+    )
+    score: float | None = Field(
+        ge=0,
+        le=1,
+        description="calibrated probability of AI generation by this view alone; null: the "
+        "checkpoint holds no calibration for such a view",
+    )
+    log_odds: float = Field(
+        description="of the same: calibrated where `score` is, else the network's plain output"
+    )
+    calibration: str | None = Field(
+        examples=["reduced_window"],
+        description="which of `calibration` in `GET /model` was used; null: none",
+    )
+
+
+class LegendOut(BaseModel):
+    """What the heat-map's colours mean: evenly spaced stops between two log-odds."""
+
+    quantity: Literal["log_odds"]
+    low: float = Field(description="log-odds of the first colour, and of all below")
+    high: float = Field(description="log-odds of the last colour, and of all above")
+    colours: list[str] = Field(examples=[["#2166ac", "#f7f7f7", "#b35806"]])
+
+
+class HeatmapOut(BaseModel):
+    """Where the image looks generated: the windows' log-odds, averaged where they overlap."""
+
+    image: str = Field(description="a PNG of the whole image's shape, as a data URI")
+    width: int = Field(description="pixels of the PNG")
+    height: int = Field(description="pixels of the PNG")
+    legend: LegendOut
+
+
+class UnevenOut(BaseModel):
+    """One region that stands out against the rest."""
+
+    box: BoxOut
+    contrast: float = Field(description="log-odds of the region less those of the rest")
+
+
+class EvidenceOut(BaseModel):
+    """What in the image speaks for or against AI generation; it changes no score and no verdict."""
+
+    views: list[ViewOut] = Field(
+        description="what the score stands on, in the order of looking: the whole image (its "
+        "centre square, resized) first, where the model's plan begins with it"
+    )
+    combination: str = Field(
+        description="how the score was made of `views`",
+        examples=["sigmoid of 0.5 x the whole image's log-odds + 0.5 x the mean of the windows'"],
+    )
+    windows: list[ViewOut] = Field(
+        description="a grid over the whole image, row by row; the score does not stand on them"
+    )
+    uneven: UnevenOut | None = Field(description="null: no region stands out")
+    heatmap: HeatmapOut | None = Field(description="null with `heatmap=none`")
+
+
+Declares = Literal["ai_generated", "ai_edited", "camera", "software", "nothing"]
+"""What a file says of its own origin."""
+
+Standing = Literal["valid", "invalid", "unverified", "absent"]
+"""Of a declaration: signed and sound, signed and broken, unsigned or not checked, not there."""
+
+
+class SourceOut(BaseModel):
+    """One place where a file may declare where it comes from."""
+
+    status: Standing
+    declares: Declares
+
+
+class ActionOut(BaseModel):
+    """A step in the making of an asset, as C2PA records it."""
+
+    action: str = Field(examples=["c2pa.created"])
+    digital_source_type: str | None = Field(examples=["trainedAlgorithmicMedia"])
+    software_agent: str | None
+
+
+class IngredientOut(BaseModel):
+    """Another asset that went into this one, as C2PA records it."""
+
+    relationship: str = Field(examples=["parentOf"])
+    status: Standing = Field(description="of its own manifest")
+    declares: Declares
+
+
+class ContentCredentialsOut(SourceOut):
+    """C2PA: the active manifest of the file. One that is elsewhere is never fetched."""
+
+    signer: str | None = Field(description="common name of the certificate that signed it")
+    issuer: str | None = Field(description="organisation that issued the certificate")
+    trusted: bool | None = Field(
+        description="whether the signer is on the operator's trust list; null: there is none"
+    )
+    signed_at: str | None = Field(description="by a timestamp authority; RFC 3339")
+    claim_generator: str | None = Field(description="what wrote the manifest")
+    digital_source_type: str | None = Field(examples=["trainedAlgorithmicMedia"])
+    actions: list[ActionOut]
+    ingredients: list[IngredientOut]
+    failures: list[str] = Field(
+        description="validation codes of what failed", examples=[["assertion.dataHash.mismatch"]]
+    )
+
+
+class IptcOut(SourceOut):
+    """IPTC photo metadata, as XMP carries them."""
+
+    digital_source_type: str | None = Field(examples=["trainedAlgorithmicMedia"])
+    ai_system_used: str | None
+
+
+class XmpOut(SourceOut):
+    """XMP's own account of the software."""
+
+    creator_tool: str | None
+
+
+class ExifOut(SourceOut):
+    """EXIF's makers; no serial number, no position."""
+
+    software: str | None
+    make: str | None
+    model: str | None
+
+
+class ParametersOut(SourceOut):
+    """A generator's parameters in text of the file; the text itself, a prompt say, is left out."""
+
+    generator: str | None = Field(examples=["ComfyUI"])
+
+
+class ProvenanceOut(BaseModel):
+    """What the file says of itself; never part of the score.
+
+    Anybody can write or remove any of it but a valid, trusted signature: that nothing is declared
+    is no evidence of a photograph.
+    """
+
+    declares: Declares = Field(
+        description="the gravest of what the sources declare that are not `invalid`: ai_generated, "
+        "ai_edited, camera, software, nothing"
+    )
+    c2pa: ContentCredentialsOut
+    iptc: IptcOut
+    xmp: XmpOut
+    exif: ExifOut
+    parameters: ParametersOut
+
+
 class DetectionOut(BaseModel):
     """One image's answer."""
 
@@ -68,7 +235,8 @@ class DetectionOut(BaseModel):
         "never `ai_generated`; `no_content`: there is nothing to see, neither `real` nor "
         "`ai_generated`; `few_patches`: smaller than a view; `animation`: judged by its first "
         "frame with content, of the first 32; `first_page`: one of several pages or "
-        "pictures; `profile_ignored`: an embedded colour profile that is not applied. "
+        "pictures; `profile_ignored`: an embedded colour profile that is not applied; "
+        "`uneven`: with `explain=true`, one region stands out, see `evidence`. "
         "`first_frame_only`, `icc_profile_ignored`: older words for these, in this version still",
     )
     cached: bool = Field(
@@ -76,6 +244,10 @@ class DetectionOut(BaseModel):
         "with the same upload under way"
     )
     timings_ms: TimingsOut
+    provenance: ProvenanceOut | None = Field(
+        None, description="what the file declares; null: the operator has switched it off"
+    )
+    evidence: EvidenceOut | None = Field(None, description="null without `explain=true`")
 
 
 class ProblemOut(BaseModel):

@@ -87,6 +87,7 @@ class Settings(BaseSettings):
         "all below; none: any",
     )
     docs: bool = Field(True, description="whether /docs is served")
+    page: bool = Field(True, description="whether the page for people is served at /")
     forwarded_allow_ips: str = Field(
         "", description="addresses of reverse proxies whose X-Forwarded-For is believed"
     )
@@ -130,6 +131,16 @@ class Settings(BaseSettings):
         "adaptive",
         description="how much of an image is looked at: all canvases; adaptive: windows only where "
         "the whole image leaves doubt",
+    )
+    explain: bool = Field(
+        True, description="whether explain=true is answered, which costs as much as 16 images"
+    )
+    provenance: bool = Field(
+        True, description="whether what a file declares of its origin is part of the answer"
+    )
+    trust_anchors: Path | None = Field(
+        None,
+        description="certificates (PEM) whose holders' C2PA signatures are trusted; unset: none is",
     )
     torch_threads: int = Field(
         0, ge=0, description="threads of the forward pass; 0: the cores this process may use"
