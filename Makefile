@@ -13,17 +13,20 @@ $(VENV)/.serve: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(VENV)/.serve
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,dev]'
+$(VENV)/.dev: pyproject.toml client/pyproject.toml $(VENV)/.serve
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,dev]' --editable ./client
 	@touch $@
 
 serve: $(VENV)/.serve  ## install, fetch and verify the backbone, serve on :8000
 	$(BIN)/nsnet backbone fetch
 	$(BIN)/nsnet serve
 
-test: $(VENV)/.dev  ## run every test, and print the slowest ten
+test: $(VENV)/.dev  ## run every test but those in a browser, and print the slowest ten
 	$(BIN)/nsnet backbone fetch
-	$(BIN)/pytest -n 2    # processes: more only wait for the cores
+	$(BIN)/pytest -n 2 --ignore tests/e2e    # processes: more only wait for the cores
+
+e2e: $(VENV)/.dev  ## test the page in Chromium, where there is one
+	$(BIN)/pytest tests/e2e
 
 check: $(VENV)/.dev  ## lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -37,8 +40,11 @@ lock: $(VENV)/.dev  ## renew requirements.lock, the versions and hashes in the c
 	  --universal --python-version 3.11 --generate-hashes --excludes - \
 	  --custom-compile-command 'make lock' --quiet
 
+openapi: $(VENV)/.dev  ## renew docs/openapi.json, the contract as committed
+	$(BIN)/python -m tests.test_openapi
+
 accuracy: $(VENV)/.dev  ## score a manifest over HTTP: make accuracy MANIFEST=path/to/manifest.csv
 	$(BIN)/nsnet backbone fetch
 	$(BIN)/python benchmarks/accuracy.py $(MANIFEST)
 
-.PHONY: help serve test check lock accuracy
+.PHONY: help serve test e2e check lock openapi accuracy

@@ -62,6 +62,7 @@ class AuditLog:
             return
         context = get_contextvars()
         answer = None if isinstance(outcome, str) else outcome
+        provenance = answer.provenance if answer else None
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request_id": context.get("request_id"),
@@ -70,6 +71,7 @@ class AuditLog:
             "sha256": sha256,
             "verdict": answer.verdict if answer else None,
             "score": answer.score if answer else None,
+            "declares": provenance.declares if provenance else None,
             "error": None if answer else outcome,
             "model": model,
         }

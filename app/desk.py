@@ -16,12 +16,21 @@ from numpy.typing import NDArray
 from app.audit import AuditLog
 from app.decoding.pool import Decoders, DecodersError
 from app.errors import ApiError, from_image, log_unexpected, out_of_memory, overloaded
+from app.evidence import Explain, write_evidence
 from app.intake.places import Places
 from app.intake.uploads import Upload
 from app.metrics import Metrics
 from app.queue import DeviceQueue, Pending
 from app.results import Results
-from app.schemas import DetectionOut, ImageOut, ModelOut, ThresholdsOut, TimingsOut
+from app.schemas import (
+    DetectionOut,
+    EvidenceOut,
+    ImageOut,
+    ModelOut,
+    ProvenanceOut,
+    ThresholdsOut,
+    TimingsOut,
+)
 from app.settings import Settings
 from app.workers import Workers
 from model.images import Facts, ImageError
@@ -33,7 +42,7 @@ if TYPE_CHECKING:  # torch comes with it
 log = logging.getLogger(__name__)
 
 # What is worth keeping of an image: verdicts are taken afterwards, by the cuts of each request.
-Result: TypeAlias = "tuple[Facts, Score, TimingsOut]"
+Result: TypeAlias = "tuple[Facts, ProvenanceOut | None, Score, TimingsOut]"
 
 _NO_TIME = TimingsOut(decode=0, patches=0, queue=0, inference=0)
 
@@ -52,7 +61,7 @@ class ServedDetector(Protocol):
     def torch_threads(self, threads: int) -> int:
         """How many of torch's threads should help the forward, of so many."""
 
-    def look(self, pixels: NDArray[np.uint8]) -> Look:
+    def look(self, pixels: NDArray[np.uint8], *, explain: bool = False) -> Look:
         """Cut what is looked at first out of a picture, which is not needed afterwards."""
 
     def submit(self, looks: Sequence[Look]) -> Pending:
@@ -110,6 +119,7 @@ class Desk:
         self._decoders = decoders
         self._results = results
         self._limits = settings.limits(detector.about.min_side)
+        self._reads_provenance = settings.provenance
         self._places = places
         self._metrics = metrics
         self._audit = audit
@@ -164,7 +174,13 @@ class Desk:
         return ModelOut(name=about.name, version=about.version, sha256=about.sha256)
 
     async def answer(
-        self, upload: Upload, *, identifier: str, threshold: float | None, deadline: float
+        self,
+        upload: Upload,
+        *,
+        identifier: str,
+        threshold: float | None,
+        deadline: float,
+        explain: Explain = Explain.NOTHING,
     ) -> DetectionOut:
         """Score one image, and say what that means.
 
@@ -173,6 +189,7 @@ class Desk:
             identifier: the answer's id.
             threshold: one cut instead of the checkpoint's two.
             deadline: of `time.monotonic()`.
+            explain: how much evidence is added.
 
         Raises:
             ApiError: whatever went wrong, in the contract's terms.
@@ -182,11 +199,14 @@ class Desk:
         digest: str | None = None
         try:
             async with within(deadline):
-                key, kept = await self._begun(upload, identifier)
-                digest, _ = key
+                key, kept = await self._begun(upload, identifier, explain is not Explain.NOTHING)
+                digest = key[0]
                 result = kept or await self._results.made(key)
+                evidence = await self._evidence(result, explain)
             cached = kept is not None
-            said = answer = self._write(result, digest, identifier, threshold, cached=cached)
+            said = answer = self._write(
+                result, evidence, digest, identifier, threshold, cached=cached
+            )
             outcome = "ok"
         except ApiError as error:
             outcome, said = "error", error.code
@@ -198,6 +218,8 @@ class Desk:
         else:
             self._verdicts[answer.verdict].inc()
             self._scores.observe(answer.score)
+            if answer.provenance is not None:
+                self._metrics.provenance.labels(answer.provenance.declares).inc()
             return answer
         finally:
             upload.discard()
@@ -205,11 +227,26 @@ class Desk:
             self._audit.record(identifier, digest, said, self.detector.about.sha256)
             self._places.answered()
 
+    async def _evidence(self, result: Result, explain: Explain) -> EvidenceOut | None:
+        """Evidence as it is answered; what is kept is plain numbers."""
+        facts, _, score, _ = result
+        if score.evidence is None:
+            return None
+        size = (facts.width, facts.height) if explain is Explain.WITH_HEATMAP else None
+        return await self._looks.run(functools.partial(write_evidence, score.evidence, size))
+
     def _write(
-        self, result: Result, digest: str, identifier: str, threshold: float | None, *, cached: bool
+        self,
+        result: Result,
+        evidence: EvidenceOut | None,
+        digest: str,
+        identifier: str,
+        threshold: float | None,
+        *,
+        cached: bool,
     ) -> DetectionOut:
         """The answer: the only place where a verdict is taken."""
-        facts, score, timings = result
+        facts, provenance, score, timings = result
         cuts = self.detector.about.thresholds
         if threshold is not None:
             cuts = Thresholds.single(threshold)
@@ -226,11 +263,13 @@ class Desk:
             warnings=[*facts.warnings, *score.warnings],
             cached=cached,
             timings_ms=_NO_TIME if cached else timings,
+            provenance=provenance,
+            evidence=evidence,
         )
 
     async def _begun(
-        self, upload: Upload, identifier: str
-    ) -> tuple[tuple[str, str], Result | None]:
+        self, upload: Upload, identifier: str, explain: bool
+    ) -> tuple[tuple[str, str, bool], Result | None]:
         """The key of what is made of these bytes, once for all who send them; or of a result kept.
 
         Until that is known, they are expected at the device.
@@ -238,26 +277,29 @@ class Desk:
         self._queue.expect(1)
         try:
             digest = await self._digests.run(upload.digest)
-            # Nothing that a request says changes a score: its cut is laid against it afterwards.
-            key = (digest, self.detector.about.sha256)
+            # Nothing that a request says changes a score: its cut is laid against it afterwards,
+            # and evidence is made beside it.
+            key = (digest, self.detector.about.sha256, explain)
             kept = self._results.kept(key)
             if kept is None and not self._results.making(key):
-                self._results.make(key, self._make(upload.moved(), identifier))
+                self._results.make(key, self._make(upload.moved(), identifier, explain))
             upload.discard()  # others may have sent the same
             return key, kept
         finally:
             self._queue.expect(-1)
 
-    async def _make(self, upload: Upload, identifier: str) -> Result | ApiError:
+    async def _make(self, upload: Upload, identifier: str, explain: bool) -> Result | ApiError:
         """Score an upload that nobody else has sent.
 
         Errors are returned: what is raised holds on to whatever was under way.
         """
         try:
-            begun = await self._first_looks.run(functools.partial(self._begin, upload, identifier))
+            begun = await self._first_looks.run(
+                functools.partial(self._begin, upload, identifier, explain)
+            )
             if isinstance(begun, ApiError):
                 return begun
-            facts, look, decode_s, cut_s = begun
+            facts, provenance, look, decode_s, cut_s = begun
             del begun
             score, queue_s, forward_s = await self._queue.score(look)
             while score.more is not None:
@@ -274,17 +316,20 @@ class Desk:
         timings = TimingsOut(
             decode=_ms(decode_s), patches=_ms(cut_s), queue=_ms(queue_s), inference=_ms(forward_s)
         )
-        return facts, score, timings
+        return facts, provenance, score, timings
 
     def _begin(
-        self, upload: Upload, identifier: str
-    ) -> tuple[Facts, Look, float, float] | ApiError:
+        self, upload: Upload, identifier: str, explain: bool
+    ) -> tuple[Facts, ProvenanceOut | None, Look, float, float] | ApiError:
         """Decode, and cut the first look; with the seconds of both. Runs in a thread."""
         start = time.monotonic()
         try:
-            picture = self._decoders.decode(upload.parts(), self._limits)
+            if self._reads_provenance:
+                picture, provenance = self._decoders.inspect(upload.parts(), self._limits)
+            else:
+                picture, provenance = self._decoders.decode(upload.parts(), self._limits), None
             decoded = time.monotonic()
-            look = self.detector.look(picture.pixels)
+            look = self.detector.look(picture.pixels, explain=explain)
         except ImageError as error:
             return from_image(error)
         except DecodersError:
@@ -294,7 +339,7 @@ class Desk:
         cut = time.monotonic()
         self._metrics.stage.labels("decode").observe(decoded - start)
         self._metrics.stage.labels("patches").observe(cut - decoded)
-        return picture.facts, look, decoded - start, cut - decoded
+        return picture.facts, provenance, look, decoded - start, cut - decoded
 
     def _next(self, more: Callable[[], Look]) -> tuple[Look, float]:
         """Cut the next look, with the seconds it took. Runs in the thread for looks."""

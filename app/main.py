@@ -27,6 +27,7 @@ from app.logs import set_up_logs
 from app.observe import Observe
 from app.protocol import Config, Protocol, listen
 from app.routes import detect, documentation, system
+from app.routes.page import add_page
 from app.service import Loader, Service, State, load_detector
 from app.settings import Settings, SettingsError
 
@@ -76,8 +77,11 @@ def create_app(
     app.include_router(system.probes)
     if settings.operations_port is None:
         app.include_router(system.exposition)
+    documentation.add_examples(app)
     if settings.docs:
         app.add_route("/docs", documentation.docs, include_in_schema=False)
+    if settings.page:
+        add_page(app, settings)
     _stand_before(app, Service(settings, load, decoders), known_hosts_only=True)
     return app
 
@@ -129,7 +133,11 @@ async def _framework_error(request: Request, error: Exception) -> Response:
 
 
 # What a query parameter is.
-_VALUES = {"threshold": "a number from 0 to 1"}
+_VALUES = {
+    "threshold": "a number from 0 to 1",
+    "explain": "true or false",
+    "heatmap": "png or none",
+}
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

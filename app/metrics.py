@@ -1,5 +1,7 @@
 """Prometheus metrics: seconds, bytes, bounded labels. One registry per application."""
 
+from typing import get_args
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -9,6 +11,8 @@ from prometheus_client import (
     generate_latest,
     values,
 )
+
+from app.schemas import Declares
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -50,10 +54,18 @@ class Metrics:
             ["reason"],
             registry=r,
         )
+        self.provenance = Counter(
+            "nsnet_provenance",
+            "Answers by what the file declares of its origin.",
+            ["declares"],
+            registry=r,
+        )
         # From the start: Prometheus knows no increase of a series that is not there yet.
         self.rejected.labels("overloaded")
         for reason in ("crashed", "too_expensive", "killed", "worn"):
             self.decoders_replaced.labels(reason)
+        for declares in get_args(Declares):
+            self.provenance.labels(declares)
         self.stage = Histogram(
             "nsnet_stage_duration_seconds",
             "Time per stage of an image.",

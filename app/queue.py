@@ -90,7 +90,7 @@ class DeviceQueue:
             failed.
         setup: called once, first, in the device thread.
         metrics: where batch sizes, queue depth and stage times go.
-        max_batch: looks in one forward.
+        max_batch: images in one forward; a look may count as several.
         max_wait_s: how long the first look of a batch waits for others.
         stuck_after_s: a forward that takes longer than this hangs.
     """
@@ -246,7 +246,7 @@ class DeviceQueue:
                         self._enough, timeout=self._oldest() + self._max_wait_s - time.monotonic()
                     )
                 else:
-                    while len(self._jobs) < self._max_batch:
+                    while self._images() < self._max_batch:
                         if flight.pending.ready:
                             return []
                         self._changed.wait(self.LOOK_S)
@@ -258,19 +258,26 @@ class DeviceQueue:
         """Whether to wait no longer for a fuller batch; or for none: all have left."""
         return (
             not self._jobs
-            or len(self._jobs) >= min(self._max_batch, self._expected)
+            or self._images() >= min(self._max_batch, self._expected)
             or not self._open
         )
 
     def _take(self) -> list[_Job]:
         """The next batch, out of the queue; the lock is held."""
         batch: list[_Job] = []
-        while self._jobs and len(batch) < self._max_batch:
+        room = self._max_batch
+        # A look that is larger than any batch is one of its own.
+        while self._jobs and (not batch or self._jobs[0].look.size <= room):
             job = self._jobs.popleft()
             if not job.future.cancelled():  # this moment: it has not withdrawn yet
                 batch.append(job)
+                room -= job.look.size
         self._metrics.queue_depth.set(len(self._jobs))
         return batch
+
+    def _images(self) -> int:
+        """How many wait; the lock is held."""
+        return sum(job.look.size for job in self._jobs)
 
     def _oldest(self) -> float:
         return min(job.submitted for job in self._jobs)

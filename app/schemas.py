@@ -64,8 +64,9 @@ class ViewOut(BaseModel):
         "checkpoint holds no calibration for such a view",
     )
     log_odds: float = Field(
-        description="of the same: calibrated where `score` is, else the network's plain output"
+        description="of the same: calibrated where `score` is, else the plain `logit`"
     )
+    logit: float = Field(description="the network's output, before calibration")
     calibration: str | None = Field(
         examples=["reduced_window"],
         description="which of `calibration` in `GET /model` was used; null: none",
@@ -105,14 +106,18 @@ class EvidenceOut(BaseModel):
         "centre square, resized) first, where the model's plan begins with it"
     )
     combination: str = Field(
-        description="how the score was made of `views`",
-        examples=["sigmoid of 0.5 x the whole image's log-odds + 0.5 x the mean of the windows'"],
+        description="how the score was made of `views`, and by which of `calibration` in `GET "
+        "/model` it was calibrated",
+        examples=["0.75 x the whole image's logit + 0.25 x the other views' mean logit, `all`"],
     )
     windows: list[ViewOut] = Field(
         description="a grid over the whole image, row by row; the score does not stand on them"
     )
     uneven: UnevenOut | None = Field(description="null: no region stands out")
-    heatmap: HeatmapOut | None = Field(description="null with `heatmap=none`")
+    heatmap: HeatmapOut | None = Field(
+        description="null with `heatmap=none`, and where the image is too small for its windows to "
+        "tell parts of it apart (the longer side below 336 px)"
+    )
 
 
 Declares = Literal["ai_generated", "ai_edited", "camera", "software", "nothing"]
@@ -149,11 +154,16 @@ class ContentCredentialsOut(SourceOut):
     """C2PA: the active manifest of the file. One that is elsewhere is never fetched."""
 
     signer: str | None = Field(description="common name of the certificate that signed it")
-    issuer: str | None = Field(description="organisation that issued the certificate")
-    trusted: bool | None = Field(
-        description="whether the signer is on the operator's trust list; null: there is none"
+    issuer: str | None = Field(
+        description="organisation that the certificate names as its holder, by C2PA tools' own word"
     )
-    signed_at: str | None = Field(description="by a timestamp authority; RFC 3339")
+    trusted: bool | None = Field(
+        description="whether the signer's certificate is of an authority on the operator's trust "
+        "list; null: there is no list"
+    )
+    signed_at: str | None = Field(
+        description="by a timestamp authority, whichever; RFC 3339. null: there is no such time"
+    )
     claim_generator: str | None = Field(description="what wrote the manifest")
     digital_source_type: str | None = Field(examples=["trainedAlgorithmicMedia"])
     actions: list[ActionOut]
@@ -268,7 +278,7 @@ def problems(path: str) -> dict[int | str, dict[str, Any]]:
     for code, row in CATALOGUE.items():
         if path in row.routes:
             codes.setdefault(row.status, []).append(code)
-    content = {MEDIA_TYPE: {"schema": ProblemOut.model_json_schema()}}
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}}}
     return {
         status: {"description": ", ".join(names), "content": content}
         for status, names in codes.items()

@@ -78,6 +78,7 @@ class Service:
             cpu_s=settings.decode_cpu_s,
             wall_s=settings.deadline_s,
             replaced=lambda reason: self.metrics.decoders_replaced.labels(reason).inc(),
+            trust_anchors=settings.anchors(),
         )
         self.places = Places(settings.max_queue)
         self.metrics.inflight.set_function(lambda: self.places.taken)

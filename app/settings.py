@@ -7,6 +7,7 @@ Neither torch nor scikit-learn is imported here: a mistake is told before the se
 import difflib
 import os
 import re
+import ssl
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ class Settings(BaseSettings):
     )
     trust_anchors: Path | None = Field(
         None,
-        description="certificates (PEM) whose holders' C2PA signatures are trusted; unset: none is",
+        description="certificates (PEM) of authorities whose C2PA signers are trusted; unset: no "
+        "signer is called trusted or not",
     )
     torch_threads: int = Field(
         0, ge=0, description="threads of the forward pass; 0: the cores this process may use"
@@ -262,6 +264,13 @@ class Settings(BaseSettings):
             raise ValueError("it is none of auto, cpu, cuda and cuda:N")
         return value
 
+    @field_validator("trust_anchors")
+    @classmethod
+    def _are_certificates(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            _certificates(value)
+        return value
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _hash(cls, value: object) -> object:
@@ -287,6 +296,10 @@ class Settings(BaseSettings):
                 "NSNET_API_KEYS_FILE, or NSNET_ALLOW_ANONYMOUS=true to serve all of them, or "
                 "listen on 127.0.0.1"
             )
+
+    def anchors(self) -> str:
+        """The certificates of `trust_anchors` (PEM); empty where there are none."""
+        return _certificates(self.trust_anchors) if self.trust_anchors else ""
 
     def threads(self) -> int:
         """Threads for the forward pass: not more than the cores that this process may use.
@@ -384,6 +397,22 @@ def own_api_key() -> str | None:
     values = {name.upper(): value for name, value in os.environ.items() if value}
     given = values.get(f"{PREFIX}API_KEYS", "").split(",")
     return plain_key(next(filter(str.strip, given), "")) or None
+
+
+def _certificates(path: Path) -> str:
+    """Certificates of a file (PEM).
+
+    Raises:
+        ValueError: there are none that can be read.
+    """
+    try:
+        pem = path.read_text()
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
+    except (ssl.SSLError, ValueError):  # before OSError, which the first of them is
+        raise ValueError("it is no list of certificates (PEM)") from None
+    except OSError as error:
+        raise ValueError(f"it cannot be read: {error.strerror}") from None
+    return pem
 
 
 def _is_loopback(host: str) -> bool:

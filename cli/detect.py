@@ -1,4 +1,4 @@
-"""`nsnet detect`: image files scored here, without a server."""
+"""`nsnet detect`: image files scored here, or by a server."""
 
 import contextlib
 import json
@@ -30,21 +30,33 @@ def detect(
         list[str], typer.Argument(help="images, folders of them, or - for one on standard input")
     ],
     json_lines: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(help="http://HOST:PORT of one that scores them; its key: NSNET_API_KEYS"),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="add evidence: views with scores of their own")
+    ] = False,
 ) -> None:
-    """Score image files here, without a server: a line each, as soon as it is known.
+    """Score image files, here or on a server: a line each, in their order.
 
     Of a folder, those are taken whose names end as images' do, hidden ones left out.
 
     The exit status is 1 if any could not be scored.
     """
-    chosen = read_settings()
     names = list(_names(paths))
     if not names:
         raise UsageError(f"no images in {' and '.join(paths)}")
     failed = False
-    with _scorer(chosen) as score:
-        for name in names:
-            answer = score(name)
+    with contextlib.ExitStack() as stack:
+        if server is None:
+            score = stack.enter_context(_scorer(read_settings(), explain=explain))
+            answers: Iterator[Answer] = map(score, names)
+        else:
+            from cli.remote import Remote
+
+            answers = stack.enter_context(Remote(server, _read, explain=explain)).answers(names)
+        for name, answer in zip(names, answers, strict=True):
             failed |= "error" in answer
             line = json.dumps({"path": name, **answer}) if json_lines else _line(name, answer)
             print(line, flush=True)
@@ -69,18 +81,34 @@ def _line(name: str, answer: Answer) -> str:
     if "error" in answer:
         return f"{'error':<12}  {'-':<5}  {shown(name)}: {answer['error']}"
     columns = (f"{answer['verdict']:<12}", f"{answer['score']:.3f}", shown(name))
-    return "  ".join((*columns, *answer["warnings"]))
+    declares = (answer.get("provenance") or {}).get("declares", "nothing")
+    declared = () if declares == "nothing" else (f"declares {declares}",)
+    shown_most = () if answer.get("evidence") is None else (_highest(answer["evidence"]),)
+    return "  ".join((*columns, *answer["warnings"], *declared, *shown_most))
+
+
+def _highest(evidence: Answer) -> str:
+    """The window that looks most generated."""
+    window = max(evidence["windows"], key=lambda window: float(window["log_odds"]))
+    box, said = window["box"], window["log_odds"]
+    where = f"{box['left']},{box['top']}-{box['right']},{box['bottom']}"
+    return f"highest window {where} ({said:+.1f})"
 
 
 @contextlib.contextmanager
-def _scorer(chosen: "Settings") -> Iterator[Callable[[str], Answer]]:
+def _scorer(chosen: "Settings", *, explain: bool) -> Iterator[Callable[[str], Answer]]:
     """What scores one image after another; whatever is wrong with one, the next has its turn."""
     from app.decoding.pool import Decoders
+    from app.evidence import write_evidence
     from app.service import load_detector
     from model.errors import ImageError
 
     decoders = Decoders(
-        1, cpu_s=chosen.decode_cpu_s, wall_s=chosen.deadline_s, replaced=lambda _: None
+        1,
+        cpu_s=chosen.decode_cpu_s,
+        wall_s=chosen.deadline_s,
+        replaced=lambda _: None,
+        trust_anchors=chosen.anchors(),
     )
     decoders.start()
     try:
@@ -89,19 +117,23 @@ def _scorer(chosen: "Settings") -> Iterator[Callable[[str], Answer]]:
 
         def score(name: str) -> Answer:
             try:
-                picture = decoders.decode([_read(name, limits)], limits)
-                [detection] = detector.detect([picture.pixels])
+                picture, provenance = decoders.inspect([_read(name, limits)], limits)
+                [detection] = detector.detect([picture.pixels], explain=explain)
             except ImageError as error:
                 return {"error": str(error), "code": error.code}
             except Exception as error:  # noqa: BLE001  (a bug, or no memory)
                 text = f"The image could not be handled: {type(error).__name__}."
                 return {"error": text, "code": "internal_error"}
-            return {
+            answer: Answer = {
                 "verdict": detection.verdict.value,
                 "score": round(detection.score, 6),
                 "looks": detection.looks,
                 "warnings": [*picture.facts.warnings, *detection.warnings],
+                "provenance": provenance.model_dump() if chosen.provenance else None,
             }
+            if detection.evidence is not None:
+                answer["evidence"] = write_evidence(detection.evidence, None).model_dump()
+            return answer
 
         yield score
     finally:

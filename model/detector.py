@@ -18,15 +18,26 @@ from model.checkpoint import Checkpoint, build_model, read_checkpoint
 from model.engines.base import Engine
 from model.engines.registry import make_engine
 from model.errors import ModelError
+from model.evidence import Evidence, Judged, evidence_of
 from model.hardware import Runtime
 from model.images.content import has_content
 from model.network import NSNet
 from model.scores import About, Detection, InferenceError, Pending, Score
 from model.tower.sources import load_backbone
 from model.verdicts import Verdict
-from model.views.plan import Look
+from model.views.plan import Grounds, Look
 
-__all__ = ["About", "Detection", "Detector", "Look", "ModelError", "Score", "load"]
+__all__ = [
+    "About",
+    "Detection",
+    "Detector",
+    "Evidence",
+    "Judged",
+    "Look",
+    "ModelError",
+    "Score",
+    "load",
+]
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +120,12 @@ class Detector:
         for count in images:
             self.predict([blank] * count)
 
-    def look(self, pixels: NDArray[np.uint8]) -> Look:
+    def look(self, pixels: NDArray[np.uint8], *, explain: bool = False) -> Look:
         """Cut what is looked at first out of a picture; the picture is not needed afterwards.
 
         Args:
             pixels: uint8 [H, W, 3], sRGB.
+            explain: whether the score is to come with evidence.
 
         Raises:
             ImageTooSmallError: a side is below `min_side`.
@@ -121,7 +133,8 @@ class Detector:
         writable = pixels if pixels.flags.writeable else pixels.copy()  # torch knows no other
         with self._engine.beside():
             image = self._engine.upload(torch.from_numpy(writable)).permute(2, 0, 1).unsqueeze(0)
-            look = self._plan.look(image, adaptive=self.about.canvases == "adaptive")
+            adaptive = self.about.canvases == "adaptive"
+            look = self._plan.look(image, adaptive=adaptive, explain=explain)
         return dataclasses.replace(look, content=has_content(pixels))
 
     def submit(self, looks: Sequence[Look]) -> Pending:
@@ -132,7 +145,9 @@ class Detector:
         Args:
             looks: at least one.
         """
-        logits = self._engine.fetch(self._forward([look.canvases for look in looks]))
+        logits = self._engine.fetch(
+            self._forward([canvases for look in looks for canvases in look.scored])
+        )
         return Pending(logits, functools.partial(self._scores, looks))
 
     def predict(self, looks: Sequence[Look]) -> list[Score]:
@@ -152,19 +167,22 @@ class Detector:
         """What is said of a picture, by the checkpoint's cuts or one of the client's own."""
         return self._rules.verdict(score.value, glance=score.glance, reasons=score.reasons, cut=cut)
 
-    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detection]:
+    def detect(
+        self, images: Sequence[NDArray[np.uint8]], *, explain: bool = False
+    ) -> list[Detection]:
         """Everything at once, in the order of the images.
 
         Args:
             images: uint8 [H, W, 3] each, sRGB.
+            explain: whether to add evidence.
 
         Raises:
             ImageTooSmallError: as `look`.
             InferenceError: as `predict`.
         """
         return [
-            Detection(self.verdict(s), s.value, s.looks, s.warnings, s.logit)
-            for s in self.predict([self.look(pixels) for pixels in images])
+            Detection(self.verdict(s), s.value, s.looks, s.warnings, s.logit, s.evidence)
+            for s in self.predict([self.look(pixels, explain=explain) for pixels in images])
         ]
 
     def torch_threads(self, threads: int) -> int:
@@ -181,22 +199,28 @@ class Detector:
         scores = []
         for look in looks:
             seen = (*look.seen, *itertools.islice(logits, len(look.canvases)))
+            grounds = look.grounds
+            if grounds is not None and not grounds.logits:
+                windows = tuple(itertools.islice(logits, len(grounds.windows.canvases)))
+                grounds = dataclasses.replace(grounds, logits=windows)
             logit = self._plan.combine(seen)
             if not math.isfinite(logit):
                 raise InferenceError("the network's output is not finite")
-            glance, more = look.more is not None, None
+            glance, more, evidence = look.more is not None, None, None
             if glance and look.content and not self._rules.settled(logit):
-                more = functools.partial(self._next, look, seen)
+                more = functools.partial(self._next, look, seen, grounds)
+            elif grounds is not None:
+                evidence = evidence_of(grounds, seen, self._plan, self._rules, glance=glance)
             value = self._rules.score(logit, glance=glance)
             reasons = self._rules.reasons(look.quality, content=look.content)
-            warnings = (*look.warnings, *(reason.value for reason in reasons))
-            scores.append(Score(value, logit, len(seen), reasons, warnings, glance, more))
+            uneven = () if evidence is None or evidence.uneven is None else ("uneven",)
+            warnings = (*look.warnings, *(reason.value for reason in reasons), *uneven)
+            scores.append(Score(value, logit, len(seen), reasons, warnings, glance, more, evidence))
         return scores
 
-    def _next(self, look: Look, seen: tuple[float, ...]) -> Look:
-        assert look.more is not None  # noqa: S101  (else there was no doubt)
+    def _next(self, look: Look, seen: tuple[float, ...], grounds: Grounds | None) -> Look:
         with self._engine.beside():
-            return dataclasses.replace(look, canvases=look.more(), seen=seen, more=None)
+            return look.following(seen, grounds)
 
 
 def load(checkpoint: Path | None = None, **options: Any) -> Detector:

@@ -7,6 +7,7 @@ from typing import Any, Self
 from model.checkpoint import Checkpoint
 from model.engines.base import Engine, Fetched
 from model.errors import ModelError
+from model.evidence import Evidence
 from model.hardware import Runtime
 from model.verdicts import Cut, QualityRule, Reason, Thresholds, Verdict
 from model.views.plan import Look
@@ -34,6 +35,7 @@ class About:
         thresholds: the checkpoint's cuts.
         quality: what holds back a verdict; None: nothing does.
         min_side: smallest side of a picture that is looked at, pixels.
+        explained: how many images' worth of work one is with its evidence, at most.
         calibration: one for each kind of evidence, as JSON values.
         cuts: what others would do; none where the checkpoint does not say.
         evaluation: held-out figures, as JSON values.
@@ -52,6 +54,7 @@ class About:
     thresholds: Thresholds
     quality: QualityRule | None
     min_side: int
+    explained: int
     calibration: Mapping[str, Any]
     cuts: Sequence[Cut]
     evaluation: Mapping[str, Any]
@@ -74,6 +77,7 @@ class About:
             thresholds=metadata.verdicts.thresholds,
             quality=metadata.verdicts.quality,
             min_side=metadata.views.min_side,
+            explained=metadata.views.explained,
             calibration=metadata.verdicts.calibrations.model_dump(),
             cuts=metadata.cuts,
             evaluation=metadata.evaluation,
@@ -89,10 +93,11 @@ class Score:
         logit: the network's output, before calibration.
         looks: canvases that it stands on.
         reasons: what holds back its verdict.
-        warnings: those of the `Look`, and each reason's word.
+        warnings: those of the `Look`, each reason's word, and the evidence's.
         glance: it stands on the first of several looks.
         more: cuts the next look, in any thread, in a few milliseconds; None: what was seen is
             enough for the checkpoint's cuts.
+        evidence: where it was asked for, and nothing is left to look at.
     """
 
     value: float
@@ -102,6 +107,7 @@ class Score:
     warnings: tuple[str, ...] = ()
     glance: bool = False
     more: Callable[[], Look] | None = None
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,7 @@ class Detection:
     looks: int
     warnings: tuple[str, ...]
     logit: float
+    evidence: Evidence | None = None
 
 
 class Pending:

@@ -1,6 +1,7 @@
 """A detector whose every mood is in a test's hands."""
 
 import atexit
+import dataclasses
 import functools
 import os
 import threading
@@ -14,8 +15,20 @@ from numpy.typing import NDArray
 from app.decoding.pool import Decoders
 from app.desk import ServedDetector
 from app.settings import Settings
-from model.detector import About, Look, ModelError, Score
-from model.verdicts import Accused, Cut, Quality, QualityRule, Reason, Thresholds, Verdict
+from model.detector import About, Evidence, Judged, Look, ModelError, Score
+from model.verdicts import (
+    Accused,
+    Calibration,
+    Cut,
+    Quality,
+    QualityRule,
+    Reason,
+    Thresholds,
+    Verdict,
+)
+from model.views.patches import PatchRule, View
+from model.views.plan import Grounds
+from model.views.windows import cut_windows
 
 POISON = 13  # an image of this grey makes its batch fail
 SLOW = 77  # an image of this grey takes SLOW_S
@@ -75,6 +88,7 @@ class FakeDetector:
         thresholds=Thresholds(real_below=0.3, ai_above=0.7),
         quality=QualityRule(min_side=160, min_sharpness=0.4, max_blockiness=1.5),
         min_side=64,
+        explained=16,
         calibration={"first": {"slope": 1.0}, "all": {"slope": 1.0}, "window": None},
         cuts=[
             Cut(
@@ -103,12 +117,13 @@ class FakeDetector:
         if self.broken:
             raise RuntimeError("device lost")
 
-    def look(self, pixels: NDArray[np.uint8]) -> Look:
+    def look(self, pixels: NDArray[np.uint8], *, explain: bool = False) -> Look:
         grey = float(pixels.mean())
         self.before_look(round(grey))
         if round(grey) == STUCK:
             threading.Event().wait()
-        return look_of(grey)
+        look = look_of(grey)
+        return dataclasses.replace(look, grounds=grounds_of(pixels)) if explain else look
 
     def torch_threads(self, threads: int) -> int:
         return threads
@@ -150,7 +165,7 @@ class FakeDetector:
         looks = len(look.seen) + 1
         second = {DOUBTFUL: SETTLED, SPOILT: POISON}.get(round(grey))
         if second is not None:
-            more = functools.partial(self._more, second)
+            more = functools.partial(self._more, second, look.grounds)
             return Score(grey / 255, grey, looks, glance=True, more=more)
         reasons = (Reason.LOW_QUALITY,) if round(grey) == BLURRED else ()
         return Score(
@@ -160,16 +175,36 @@ class FakeDetector:
             reasons,
             warnings=tuple(reason.value for reason in reasons),
             glance=round(grey) == GLANCED,
+            evidence=None if look.grounds is None else evidence_from(look.grounds, grey),
         )
 
-    def _more(self, grey: int) -> Look:
+    def _more(self, grey: int, grounds: Grounds | None) -> Look:
         self.before_more()
-        return look_of(grey, seen=(0.0,))
+        return dataclasses.replace(look_of(grey, seen=(0.0,)), grounds=grounds)
 
 
 def look_of(grey: float, seen: tuple[float, ...] = ()) -> Look:
     """All that is left of an image of one grey."""
     return Look(torch.full((1, 1, 1, 1), float(grey)), Quality(300, 2.0, 1.0), seen=seen)
+
+
+def grounds_of(pixels: NDArray[np.uint8]) -> Grounds:
+    """A grid of windows; those of an image that is one grey say so."""
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).unsqueeze(0)
+    height, width = pixels.shape[:2]
+    whole = View((0, 0, width, height), None)
+    return Grounds((whole,), cut_windows(image, PatchRule(), FakeDetector.about.explained - 1))
+
+
+def evidence_from(grounds: Grounds, grey: float) -> Evidence:
+    """Of the whole image its grey as log-odds over 100, of each window its own."""
+    calibration = Calibration(slope=0.01, intercept=0.0, fitted_on="nothing")
+    windows = tuple(
+        Judged(view, float(canvas.float().mean()), calibration, "window")
+        for view, canvas in zip(grounds.windows.views, grounds.windows.canvases, strict=True)
+    )
+    views = tuple(Judged(view, grey, calibration, "first") for view in grounds.views)
+    return Evidence(views, "the view's logit, `first`", windows, mapped=True)
 
 
 @functools.cache

@@ -19,11 +19,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from app.decoding.child import MESSAGE_BYTES, READY, Job
+from app.provenance.declarations import Declarations
+from app.provenance.report import unread
+from app.schemas import ProvenanceOut
 from model.images import Facts, ImageError, Limits, Picture, decode
 
 log = logging.getLogger(__name__)
+
+PROVENANCE_WALL_S = 6.0
+"""Seconds that each step of reading what a file declares may take."""
 
 _BOOT_S = 60.0  # it takes 0.2 s of a core that has nothing else to do
 # Nothing else in the environment is a decoder's business: least of all the keys.
@@ -46,17 +53,26 @@ class Decoders:
         wall_s: seconds that it may take.
         replaced: told why a process is replaced: `crashed`, `too_expensive`, `worn`, or `killed` by
             somebody else, as by a system that is out of memory.
+        trust_anchors: PEM of authorities whose C2PA signers are trusted; empty: there are none.
     """
 
     ISOLATED = sys.platform == "linux"
 
     def __init__(
-        self, count: int, *, cpu_s: float, wall_s: float, replaced: Callable[[str], object]
+        self,
+        count: int,
+        *,
+        cpu_s: float,
+        wall_s: float,
+        replaced: Callable[[str], object],
+        trust_anchors: str = "",
     ) -> None:
         self._count = count
         self._cpu_s = cpu_s
         self._wall_s = wall_s
         self._replaced = replaced
+        self._trust_anchors = trust_anchors
+        self._anchors: int | None = None  # a file of them
         self._lock = threading.Lock()
         self._open = True
         self._children: set[_Child] = set()
@@ -67,6 +83,9 @@ class Decoders:
     def start(self) -> None:
         """Start the processes; does not wait until they are ready."""
         if self.ISOLATED:
+            if self._trust_anchors:
+                self._anchors = os.memfd_create("anchors", os.MFD_CLOEXEC)
+                os.write(self._anchors, self._trust_anchors.encode())
             for _ in range(self._count + 1):
                 self._idle.put(self._started())
 
@@ -91,6 +110,9 @@ class Decoders:
             for child in self._children:
                 child.end()
             self._children.clear()
+            if self._anchors is not None:
+                os.close(self._anchors)
+                self._anchors = None
 
     def decode(self, parts: Iterable[bytes], limits: Limits) -> Picture:
         """Decode a file in a process; for any thread, `count` of them at once.
@@ -110,8 +132,24 @@ class Decoders:
         with _file_of(parts) as file:
             return _picture(self._ask(file, Job(limits, self._cpu_s)), file)
 
+    def inspect(self, parts: Iterable[bytes], limits: Limits) -> tuple[Picture, ProvenanceOut]:
+        """Decode a file as `decode` does, and read what it declares of its origin.
+
+        Where that is the end of its process, the picture is given all the same.
+        """
+        if not self.ISOLATED:
+            data = b"".join(parts)
+            picture = decode(data, limits)
+            *_, report = Declarations(self._trust_anchors).reports(data)
+            return picture, _provenance({"provenance": report})
+        with _file_of(parts) as file:
+            answer = self._ask(file, Job(limits, self._cpu_s, provenance=True))
+            return _picture(answer, file), _provenance(answer)
+
     def _ask(self, file: int, job: Job) -> dict[str, Any]:
         """What a child says of a file; one that is not to be asked again is replaced.
+
+        Of one that ends after it has answered, what it said counts.
 
         Raises:
             DecodersError: there is none.
@@ -119,18 +157,21 @@ class Decoders:
         next_one: _Child | None = None
         try:
             child = self._ready(self._idle.get())
+            heard: dict[str, Any] = {}
             try:
-                answer = child.ask(file, job, self._wall_s)
+                child.ask(file, job)
+                while "last" not in heard:
+                    heard |= child.hear(PROVENANCE_WALL_S if heard else self._wall_s)
             except _EndError as end:
                 next_one = self._replace(child, end.reason)
-                raise end.meaning() from None
+                if not heard:
+                    raise end.meaning() from None
             except BaseException:  # its answer would be taken for that to the next question
                 next_one = self._replace(child, "crashed")
                 raise
-            next_one = child
-            if answer.get("last"):
-                next_one = self._replace(child, "worn")
-            return answer
+            else:
+                next_one = self._replace(child, "worn") if heard["last"] else child
+            return heard
         finally:
             self._idle.put(next_one)
 
@@ -169,7 +210,7 @@ class Decoders:
             if not self._open:
                 return None
             try:
-                child = _Child()
+                child = _Child(self._anchors)
             except OSError as error:
                 log.error("no decoder can be started: %s", error.strerror)  # noqa: TRY400
                 return None
@@ -196,11 +237,14 @@ class _EndError(Exception):
 class _Child:
     """One process, for one thread at a time.
 
+    Args:
+        anchors: a file in memory with the trust anchors; None: there are none.
+
     Raises:
         OSError: it cannot be started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, anchors: int | None) -> None:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # the code that runs here
@@ -210,9 +254,10 @@ class _Child:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
+                files = [theirs.fileno()] if anchors is None else [theirs.fileno(), anchors]
                 self._process = subprocess.Popen(  # noqa: S603  (nothing in it is anybody's input)
-                    [sys.executable, "-m", "app.decoding.child", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
+                    [sys.executable, "-m", "app.decoding.child", *map(str, files)],
+                    pass_fds=files,
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     process_group=0,  # signals from a keyboard are the server's
@@ -236,8 +281,13 @@ class _Child:
                 self._booted = self._connection.recv(MESSAGE_BYTES) == READY
         return self._booted
 
-    def ask(self, file: int, job: Job, wall_s: float) -> dict[str, Any]:
-        """Hand it a file, which it replaces by pixels, and wait for what it says.
+    def ask(self, file: int, job: Job) -> None:
+        """Hand it a file, which it replaces by pixels."""
+        with contextlib.suppress(ConnectionError):  # it is gone: to hear of it says why
+            socket.send_fds(self._connection, [job.encode()], [file])
+
+    def hear(self, wall_s: float) -> dict[str, Any]:
+        """Wait for what it says next.
 
         Raises:
             _EndError: it says nothing.
@@ -245,7 +295,6 @@ class _Child:
         self._connection.settimeout(wall_s)
         with contextlib.suppress(ConnectionError):  # it is gone: its status says why
             try:
-                socket.send_fds(self._connection, [job.encode()], [file])
                 if message := self._connection.recv(MESSAGE_BYTES):
                     answer: dict[str, Any] = json.loads(message)
                     return answer
@@ -308,6 +357,18 @@ def _picture(answer: dict[str, Any], file: int) -> Picture:
         raise RuntimeError("a bug in a decoder")
     memory = mmap.mmap(file, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
     return Picture(np.frombuffer(memory, np.uint8).reshape(shape), facts)
+
+
+def _provenance(answer: dict[str, Any]) -> ProvenanceOut:
+    """What a child says that a file declares; where it says nothing, nothing was checked."""
+    if "provenance_bug" in answer:
+        log.error("unexpected %s in reading what a file declares", answer["provenance_bug"])
+    if report := answer.get("provenance"):
+        try:
+            return ProvenanceOut.model_validate(report)
+        except ValidationError:  # without its text, which quotes the report
+            log.error("unexpected report of what a file declares")  # noqa: TRY400
+    return ProvenanceOut.model_validate(unread())
 
 
 def _too_expensive() -> ImageError:

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.desk import within
 from app.errors import ApiError
+from app.evidence import Explain
 from app.intake.uploads import Upload, read_many, read_one
 from app.routes import authorized, known_query
 from app.schemas import BatchOut, DetectionOut, ItemError, ItemOk, ProblemOut, Summary, problems
@@ -50,6 +51,19 @@ Threshold = Annotated[
 ]
 
 
+ExplainQuery = Annotated[
+    bool,
+    Query(
+        description="whether to add `evidence`: windows over the whole image, each with a score of "
+        "its own. It changes neither score nor verdict, and counts as 16 images"
+    ),
+]
+HeatmapQuery = Annotated[
+    Literal["png", "none"] | None,
+    Query(description="with `explain=true`: whether evidence has a heat-map; `png` by default"),
+]
+
+
 @router.post(
     "/detect",
     summary="Score one image",
@@ -63,17 +77,28 @@ Threshold = Annotated[
         }
     ),
 )
-async def detect(request: Request, threshold: Threshold = None) -> Response:
+async def detect(
+    request: Request,
+    threshold: Threshold = None,
+    explain: ExplainQuery = False,
+    heatmap: HeatmapQuery = None,
+) -> Response:
     """Score an image sent as the multipart field `file`, or as the body itself."""
     service, deadline = _begin(request)
-    with service.places.hold(1) as held:
-        service.rates.take(request.state.client, 1)
+    evidence, images = _explain(service, explain, heatmap)
+    # Where so few places are, it has them all.
+    with service.places.hold(min(images, service.settings.max_queue)) as held:
+        service.rates.take(request.state.client, images)
         async with within(deadline), held.arriving(request) as arriving:
             upload = await read_one(arriving, service.settings.max_upload_bytes)
         answer = await _while_connected(
             request,
             service.desk.answer(
-                upload, identifier=request.state.request_id, threshold=threshold, deadline=deadline
+                upload,
+                identifier=request.state.request_id,
+                threshold=threshold,
+                deadline=deadline,
+                explain=evidence,
             ),
         )
     if answer is None:
@@ -135,6 +160,22 @@ async def detect_batch(request: Request, threshold: Threshold = None) -> Respons
     results = [task.result() for task in work]
     body = BatchOut(model=service.desk.model(), results=results, summary=_summary(results))
     return JSONResponse(body.model_dump(mode="json"))
+
+
+def _explain(service: Service, explain: bool, heatmap: str | None) -> tuple[Explain, int]:
+    """What evidence is asked for, and how many images the request counts as.
+
+    Raises:
+        ApiError: validation_error.
+    """
+    if not explain:
+        if heatmap is not None:
+            raise ApiError("validation_error", "`heatmap` goes with `explain=true`.")
+        return Explain.NOTHING, 1
+    if not service.settings.explain:
+        raise ApiError("validation_error", "`explain` is switched off on this server.")
+    wanted = Explain.WITHOUT_HEATMAP if heatmap == "none" else Explain.WITH_HEATMAP
+    return wanted, service.desk.detector.about.explained
 
 
 def _wants_lines(request: Request) -> bool:

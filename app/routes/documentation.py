@@ -1,12 +1,17 @@
-"""`GET /docs`: the OpenAPI document as a page, of files that fastapi-offline brings."""
+"""The OpenAPI document with examples; its page `GET /docs`, of files that fastapi-offline has."""
 
 import base64
 import hashlib
 import re
+from typing import Any
 
+from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
+
+from app.errors import CATALOGUE, MEDIA_TYPE
+from app.examples import ANSWERS, problem
 
 _FILES = "/static-offline-docs"
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
@@ -33,3 +38,30 @@ async def docs(request: Request) -> HTMLResponse:
         "frame-ancestors 'none'"
     )
     return page
+
+
+def add_examples(app: FastAPI) -> None:
+    """Have the document show answers as they look; FastAPI leaves the nulls out of its examples."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                for status, answer in operation["responses"].items():
+                    for kind, content in answer["content"].items():
+                        if kind == MEDIA_TYPE:
+                            content["examples"] = _problems(path, int(status))
+                        else:
+                            content["examples"] = ANSWERS[path][kind]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI has it done
+
+
+def _problems(path: str, status: int) -> dict[str, Any]:
+    return {
+        code: {"summary": row.title, "value": problem(code)}
+        for code, row in CATALOGUE.items()
+        if path in row.routes and row.status == status
+    }

@@ -31,6 +31,7 @@ from model.images import read_picture
 from model.verdicts import Quality
 from model.views.plan import ViewPlan
 from model.views.quality import measure_quality
+from model.views.windows import REDUCED_SIDE
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,6 @@ SCORED = {**JUDGED, "reduced": Copy.REDUCED}
 _RARE, _THIRD = frozenset({Copy.RESIZE50, Copy.REDUCED}), 3
 _SMALLER = frozenset({Copy.RESIZE50, Copy.CORNER})  # may be too small of an image that is not
 _CONDITION_OF = {kind: CONDITIONS[name] for name, kind in JUDGED.items()}
-_REDUCED_SIDE = 448  # short side of a copy that windows of 224 px cover twice
 NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 """Of a canvas whose pixels are let go."""
 _AHEAD = 32  # images decoded ahead of the tower
@@ -115,7 +115,7 @@ def copy_of(
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    scale = _REDUCED_SIDE / min(image.size)
+    scale = REDUCED_SIDE / min(image.size)
     return image if scale >= 1 else resize(image, scale, Image.Resampling.LANCZOS)
 
 

@@ -69,6 +69,19 @@ class PatchRule(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """What of an image a canvas shows.
+
+    Attributes:
+        box: (left, top, right, bottom) in pixels of the image; of several patches, around them.
+        entropy: spectral, nats, the mean over patches; None: none was taken.
+    """
+
+    box: tuple[int, int, int, int]
+    entropy: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """Selected patches of B images, K canvases each, P patches per canvas.
 
@@ -84,6 +97,15 @@ class Selection:
     boxes: Tensor
     entropies: Tensor
     sparse: bool
+
+    def views(self) -> tuple[View, ...]:
+        """What the canvases of the first image show."""
+        corners = torch.cat([self.boxes[0, ..., :2].amin(1), self.boxes[0, ..., 2:].amax(1)], dim=1)
+        entropies = self.entropies[0].mean(dim=1).tolist()
+        return tuple(
+            View((left, top, right, bottom), entropy or None)
+            for (left, top, right, bottom), entropy in zip(corners.tolist(), entropies, strict=True)
+        )
 
 
 def luma(pixels: Tensor) -> Tensor:
@@ -141,10 +163,11 @@ def grid(side_y: int, side_x: int, patch: int, limit: int) -> tuple[list[int], l
         shrink = math.sqrt(limit / (rows * columns))
         rows = max(1, min(limit, int(rows * shrink)))
         columns = min(columns, limit // rows)
-    return _spread(side_y - patch, rows), _spread(side_x - patch, columns)
+    return spread(side_y - patch, rows), spread(side_x - patch, columns)
 
 
-def _spread(span: int, count: int) -> list[int]:
+def spread(span: int, count: int) -> list[int]:
+    """Offsets from 0 to `span`, evenly; one lies in the middle."""
     if count == 1:
         return [span // 2]
     return [round(i * span / (count - 1)) for i in range(count)]
@@ -208,7 +231,7 @@ def cut_candidates(
         top = _random_offset(height, size, generator)
         left = _random_offset(width, size, generator)
         images = images[..., top:, left:]
-    images = _mirrored(_mirrored(images, -2, size), -1, size)
+    images = mirrored(mirrored(images, -2, size), -1, size)
     limit = rule.candidates * rule.patches_per_canvas
     tops, lefts = grid(images.shape[-2], images.shape[-1], size, limit)
     return Candidates(_cut(images, tops, lefts, size), tops, lefts, (height, width), (top, left))
@@ -262,11 +285,7 @@ def whole_image(images: Tensor, rule: PatchRule) -> Selection:
     side = rule.canvas_size
     edge = min(height, width)
     top, left = (height - edge) // 2, (width - edge) // 2
-    square = images[..., top : top + edge, left : left + edge]
-    if square.device.type != "cpu":  # no kernel for bytes there
-        square = square.float()
-    resized = nn.functional.interpolate(square, (side, side), mode="bicubic", antialias=True)
-    canvas = resized if resized.dtype == torch.uint8 else resized.round().clamp(0, 255).byte()
+    canvas = resized(images[..., top : top + edge, left : left + edge], (side, side))
     box = torch.tensor([left, top, left + edge, top + edge], device=images.device)
     return Selection(
         canvases=canvas.contiguous().unsqueeze(1),
@@ -274,6 +293,14 @@ def whole_image(images: Tensor, rule: PatchRule) -> Selection:
         entropies=torch.zeros(len(images), 1, 1, device=images.device),
         sparse=edge < side,
     )
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """As CLIP resizes its input: uint8 [B, 3, H, W] -> uint8 [B, 3, *size]."""
+    if images.device.type != "cpu":  # no kernel for bytes there
+        images = images.float()
+    smooth = nn.functional.interpolate(images, size, mode="bicubic", antialias=True)
+    return smooth if smooth.dtype == torch.uint8 else smooth.round().clamp(0, 255).byte()
 
 
 def _sides(images: Tensor, rule: PatchRule) -> tuple[int, int]:
@@ -289,14 +316,14 @@ def _random_offset(side: int, patch: int, generator: torch.Generator) -> int:
     return int(torch.randint(slack + 1, (), generator=generator))
 
 
-def _mirrored(images: Tensor, axis: int, patch: int) -> Tensor:
+def mirrored(images: Tensor, axis: int, patch: int) -> Tensor:
     """The images, mirrored at both ends of an axis that is shorter than a patch."""
     side = images.shape[axis]
     missing = patch - side
     if missing <= 0:
         return images
     index = torch.arange(-(missing // 2), side + missing - missing // 2, device=images.device)
-    index = index.abs()
+    index = index % max(1, 2 * (side - 1))  # there and back again, as often as it takes
     return images.index_select(axis, torch.where(index >= side, 2 * (side - 1) - index, index))
 
 

@@ -4,6 +4,7 @@ A plan may begin with the whole image, resized, which looks for what resizing an
 patches at native resolution follow it, which see what resizing takes away.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,33 @@ from model.views.patches import (
     Candidates,
     PatchRule,
     Selection,
+    View,
     choose_patches,
     cut_candidates,
     select_patches,
     whole_image,
 )
 from model.views.quality import measure_quality
+from model.views.windows import Windows, cut_windows
 
 Logit = TypeVar("Logit", float, Tensor)
+
+_EXPLAINED = 16  # canvases of a picture at most, where evidence is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """What evidence is made of, where it was asked for.
+
+    Attributes:
+        views: what the canvases of a look show, and of those before it.
+        windows: a grid over the picture, scored beside its first look; they never count.
+        logits: of the windows; none before they are scored.
+    """
+
+    views: tuple[View, ...]
+    windows: Windows
+    logits: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +59,9 @@ class Look:
         content: whether there is anything to see in it.
         warnings: machine-readable notes, e.g. `few_patches`.
         seen: logits of the picture's canvases that were scored before these.
-        more: cuts the canvases of the next look, uint8 [L, 3, S, S]; it holds copies of what may be
-            looked at, never the picture. None: these are the last.
+        more: cuts the canvases of the next look, [1, L]; it holds copies of what may be looked at,
+            never the picture. None: these are the last.
+        grounds: of evidence; None: nobody asked for any.
     """
 
     canvases: Tensor
@@ -48,7 +69,37 @@ class Look:
     content: bool = True
     warnings: tuple[str, ...] = ()
     seen: tuple[float, ...] = ()
-    more: Callable[[], Tensor] | None = None
+    more: Callable[[], Selection] | None = None
+    grounds: Grounds | None = None
+
+    @property
+    def scored(self) -> tuple[Tensor, ...]:
+        """What is to be scored, uint8 [n, 3, S, S] each: its canvases; windows that are not yet."""
+        grounds = self.grounds
+        if grounds is None or grounds.logits:
+            return (self.canvases,)
+        return self.canvases, grounds.windows.canvases
+
+    @property
+    def size(self) -> int:
+        """Images that it counts as: one, and one for each window."""
+        return 1 + sum(map(len, self.scored[1:]))
+
+    def following(self, seen: tuple[float, ...], grounds: Grounds | None) -> "Look":
+        """The next look, by `more`.
+
+        Args:
+            seen: logits of all canvases up to these.
+            grounds: with the logits of the windows.
+        """
+        assert self.more is not None  # noqa: S101  (else there was no doubt)
+        selection = self.more()
+        if grounds is not None:
+            views = (*grounds.views, *selection.views())
+            grounds = dataclasses.replace(grounds, views=views)
+        return dataclasses.replace(
+            self, canvases=selection.canvases[0], seen=seen, more=None, grounds=grounds
+        )
 
 
 class ViewPlan(BaseModel):
@@ -88,6 +139,11 @@ class ViewPlan(BaseModel):
         return self.whole + self.patches.canvases
 
     @property
+    def explained(self) -> int:
+        """Canvases of an image at most, with windows for evidence: at least one."""
+        return max(_EXPLAINED, self.canvases + 1)
+
+    @property
     def first(self) -> int:
         """Canvases of the first look: the whole image alone, where the plan has it."""
         return 1 if self.whole else self.canvases
@@ -108,6 +164,15 @@ class ViewPlan(BaseModel):
             return _mean(logits)
         return self.whole_share * logits[0] + (1 - self.whole_share) * _mean(logits[1:])
 
+    def combination(self, canvases: int) -> str:
+        """What `combine` does with so many logits, in words."""
+        if canvases == 1:
+            return "the view's logit"
+        if not self.whole:
+            return "the views' mean logit"
+        whole, rest = self.whole_share, 1 - self.whole_share
+        return f"{whole:g} x the whole image's logit + {rest:g} x the other views' mean logit"
+
     def select(self, images: Tensor, *, generator: torch.Generator | None = None) -> Selection:
         """Every view at once.
 
@@ -124,7 +189,7 @@ class ViewPlan(BaseModel):
         selected = select_patches(images, self.patches, generator=generator)
         return selected if whole is None else _joined(whole, selected)
 
-    def look(self, image: Tensor, *, adaptive: bool) -> Look:
+    def look(self, image: Tensor, *, adaptive: bool, explain: bool = False) -> Look:
         """What is looked at first.
 
         The memory it takes is that of `PatchRule.candidates` canvases and one at most: a larger
@@ -133,6 +198,7 @@ class ViewPlan(BaseModel):
         Args:
             image: uint8 [1, 3, H, W], sRGB; not changed, and not needed afterwards.
             adaptive: begin with the first look, where the plan has several; else all at once.
+            explain: cut what evidence is made of, too.
 
         Raises:
             ImageTooSmallError: a side is below `min_side`.
@@ -145,7 +211,17 @@ class ViewPlan(BaseModel):
             kept = cut_candidates(image, self.patches) if large else image.clone()
             more = functools.partial(_patches_of, kept, self.patches)
         warnings = ("few_patches",) if selection.sparse else ()
-        return Look(selection.canvases[0], measure_quality(image), warnings=warnings, more=more)
+        grounds = None
+        if explain:
+            windows = cut_windows(image, self.patches, self.explained - self.canvases)
+            grounds = Grounds(selection.views(), windows)
+        return Look(
+            selection.canvases[0],
+            measure_quality(image),
+            warnings=warnings,
+            more=more,
+            grounds=grounds,
+        )
 
     def drawn(self, rng: np.random.Generator) -> "ViewPlan":
         """One canvas of the plan's, as training draws it: the whole image as often as it is one."""
@@ -182,7 +258,7 @@ def _joined(first: Selection, then: Selection) -> Selection:
     )
 
 
-def _patches_of(kept: Tensor | Candidates, rule: PatchRule) -> Tensor:
-    """The chosen patches of an image, or among its candidates: uint8 [K, 3, S, S]."""
+def _patches_of(kept: Tensor | Candidates, rule: PatchRule) -> Selection:
+    """The chosen patches of an image, or among its candidates."""
     candidates = cut_candidates(kept, rule) if isinstance(kept, Tensor) else kept
-    return choose_patches(candidates, rule).canvases[0]
+    return choose_patches(candidates, rule)

@@ -19,7 +19,7 @@ from app.decoding.pool import Decoders
 from app.desk import ServedDetector
 from app.errors import ApiError
 from app.intake.uploads import Upload
-from app.schemas import DetectionOut
+from app.schemas import DetectionOut, ProvenanceOut
 from app.service import Service, State
 from app.settings import Settings
 from model.detector import Detector, Look
@@ -91,19 +91,21 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[bytes] = []
         self.pixels: list[weakref.ref[NDArray[np.uint8]]] = []
-        self._decode = Decoders.decode
-        monkeypatch.setattr(Decoders, "decode", lambda *given: self._watched(*given))
+        self._inspect = Decoders.inspect
+        monkeypatch.setattr(Decoders, "inspect", lambda *given: self._watched(*given))
 
-    def _watched(self, decoders: Decoders, parts: Iterable[bytes], limits: Limits) -> Picture:
+    def _watched(
+        self, decoders: Decoders, parts: Iterable[bytes], limits: Limits
+    ) -> tuple[Picture, ProvenanceOut]:
         def watched() -> Iterator[bytes]:
             for part in parts:
                 self.files.append(part)
                 yield part
                 del part
 
-        picture = self._decode(decoders, watched(), limits)
+        picture, provenance = self._inspect(decoders, watched(), limits)
         self.pixels.append(weakref.ref(picture.pixels))
-        return picture
+        return picture, provenance
 
     def held(self) -> int:
         """Files and pixels that anybody but this test holds."""

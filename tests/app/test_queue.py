@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from app.errors import ApiError
@@ -104,6 +105,26 @@ def test_no_batch_exceeds_its_limit_and_none_waits_longer_than_told(
     asyncio.run(run())
     assert max(fake.batches) == 3
     assert sum(fake.batches) == 11
+
+
+def test_a_look_that_counts_as_many_images_is_a_batch_of_its_own(
+    start: Start, fake: FakeDetector
+) -> None:
+    pixels = np.full((448, 448, 3), 30, np.uint8)
+
+    async def run() -> None:
+        queue = start(max_batch=4, max_wait_s=0.01)
+        fake.gate.clear()
+        first = ask(queue, [20])
+        await asyncio.to_thread(fake.entered.wait, 5)
+        explained = [queue.score(fake.look(pixels, explain=True)) for _ in range(2)]
+        calls = [*first, *ask(queue, [21, 22]), *map(asyncio.ensure_future, explained)]
+        await asyncio.to_thread(eventually, lambda: queue.waiting == 4)
+        fake.gate.set()
+        assert await codes([*calls, *ask(queue, [23])]) == [20, 21, 22, 30, 30, 23]
+
+    asyncio.run(run())
+    assert fake.batches[:4] == [1, 2, 1, 1]
 
 
 def test_an_image_waits_for_others_only_while_some_are_on_their_way(

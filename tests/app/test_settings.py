@@ -1,11 +1,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
 
 from app.settings import Settings, SettingsError, describe_settings, load_settings, own_api_key
+from benchmarks.signing import authority, stranger
 from model.images import Limits
 from tests.server.conftest import Process
 
@@ -84,6 +86,46 @@ def test_all_mistakes_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal(monkeypatch, NSNET_API_KEY="x", NSNET_DTYPE="int4", NSNET_HOSTS="y")
     for name in ("NSNET_API_KEYS", "NSNET_DTYPE", "NSNET_HOSTS"):
         assert name in message
+
+
+def test_trust_anchors_are_read_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "anchors.pem"
+    path.write_text(f"# an authority\n{authority()}{stranger()}")
+    monkeypatch.setenv("NSNET_TRUST_ANCHORS", str(path))
+    assert load_settings().anchors() == path.read_text()
+    monkeypatch.delenv("NSNET_TRUST_ANCHORS")
+    assert load_settings().anchors() == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no certificate",
+        b"\xff\xfe",
+        authority()[:200].encode(),
+        b"-----BEGIN CERTIFICATE-----",
+    ],
+)
+def test_trust_anchors_that_are_none_stop_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "anchors.pem"
+    path.write_bytes(content)
+    assert (
+        refusal(monkeypatch, NSNET_TRUST_ANCHORS=str(path))
+        == "NSNET_TRUST_ANCHORS: it is no list of certificates (PEM)"
+    )
+
+
+def test_trust_anchors_that_cannot_be_read_stop_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for path, reason in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
+        message = refusal(monkeypatch, NSNET_TRUST_ANCHORS=str(path))
+        assert message.startswith(f"NSNET_TRUST_ANCHORS: it cannot be read: {reason}")
 
 
 def test_int8_is_a_precision_and_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:

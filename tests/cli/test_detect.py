@@ -80,7 +80,8 @@ def test_of_a_folder_the_images_are_scored_whatever_their_names(here: Here, fold
     good = {Path(os.fsdecode(bytes(folder) + b"/" + name)) for name in ODD_NAMES}
     assert {Path(path) for path in found} == good | {folder / "deep/er/a.JPEG"}
     for answer in found.values():
-        assert answer.keys() == {"verdict", "score", "looks", "warnings"}
+        assert answer.keys() == {"verdict", "score", "looks", "warnings", "provenance"}
+        assert answer["provenance"]["declares"] == "nothing"
         assert 0 < answer["score"] < 1
     with pytest.raises(ImageError) as refusal:
         decode(b"no image")
@@ -156,13 +157,14 @@ def test_a_bug_ends_one_image_and_not_the_run(
     for name in "abc":
         (tmp_path / f"{name}.jpg").write_bytes(jpeg(100, 120))
     faults: Iterator[BaseException | None] = iter((RuntimeError("secret"), MemoryError(), None))
+    inspect = Decoders.inspect
 
-    def faulty(_: Decoders, parts: list[bytes], limits: Limits) -> Any:
+    def faulty(decoders: Decoders, parts: list[bytes], limits: Limits) -> Any:
         if fault := next(faults):
             raise fault
-        return decode(b"".join(parts), limits)
+        return inspect(decoders, parts, limits)
 
-    monkeypatch.setattr(Decoders, "decode", faulty)
+    monkeypatch.setattr(Decoders, "inspect", faulty)
     status, shown, _ = here("detect", *(str(tmp_path / f"{name}.jpg") for name in "abc"))
     assert status == 1
     first, second, third = shown.splitlines()

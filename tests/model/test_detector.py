@@ -253,3 +253,70 @@ def test_of_a_picture_with_nothing_in_it_nothing_is_said(
         assert detector.verdict(score, cut=cut) is Verdict.UNCERTAIN
     nothing[0][100:140, 200:260] = 200  # a lamp in the dark
     assert "no_content" not in detector.detect([nothing[0].astype(np.uint8)])[0].warnings
+
+
+# --- evidence -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("canvases", ["adaptive", "all"])
+@pytest.mark.parametrize("cuts", [NEVER_SETTLED, {"real_below": 0.0001, "ai_above": 0.9999}])
+def test_evidence_changes_no_score(
+    checkpoint: Path, tiny_tower: Path, cuts: dict[str, float], canvases: str
+) -> None:
+    rewrite(checkpoint, metadata=two_looks(cuts, slope=0.2))
+    detector = load(checkpoint, tiny_tower, canvases)
+    images = [photo(200, 300), photo(40, 40), photo(700, 900)]
+    plain, explained = detector.detect(images), detector.detect(images, explain=True)
+    assert [d.evidence for d in plain] == [None] * 3
+    for one, other in zip(plain, explained, strict=True):
+        assert other.score == pytest.approx(one.score, abs=1e-6)
+        assert (other.verdict, other.looks) == (one.verdict, one.looks)
+        assert set(other.warnings) - {"uneven"} == set(one.warnings)
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_the_score_can_be_made_again_of_the_evidence(
+    checkpoint: Path, tiny_tower: Path, looks: int
+) -> None:
+    settled = {"real_below": 0.0001, "ai_above": 0.9999}
+    rewrite(checkpoint, metadata=two_looks(settled if looks == 1 else NEVER_SETTLED, slope=0.2))
+    [found] = load(checkpoint, tiny_tower).detect([photo(200, 300)], explain=True)
+    assert found.evidence is not None
+    logits = [judged.logit for judged in found.evidence.views]
+    combined = logits[0] if looks == 1 else 0.75 * logits[0] + 0.25 * logits[1]
+    assert len(logits) == found.looks == looks
+    assert found.score == pytest.approx(1 / (1 + math.exp(-0.2 * combined)), abs=1e-6)
+    whole, *windows = found.evidence.views
+    assert (whole.view.box, whole.view.entropy, whole.kind) == ((50, 0, 250, 200), None, "first")
+    assert found.evidence.combination.endswith("`first`" if looks == 1 else "`all`")
+    for judged in windows:
+        left, top, right, bottom = judged.view.box
+        assert (right - left, bottom - top) == (64, 64)
+        assert judged.view.entropy is not None
+        assert (judged.kind, judged.score) == (None, None)  # the checkpoint has none for it
+
+
+def test_windows_are_judged_as_the_network_judges_them_alone(
+    checkpoint: Path, tiny_tower: Path
+) -> None:
+    rewrite(checkpoint, metadata=two_looks(NEVER_SETTLED))
+    window = {"slope": 2.0, "intercept": -1.0, "fitted_on": "nothing"}
+    rewrite(checkpoint, metadata=lambda m: m["verdicts"]["calibrations"].update(window=window))
+    detector = load(checkpoint, tiny_tower, "all")
+    image = photo(200, 100)
+    [found] = detector.detect([image], explain=True)
+    assert found.evidence is not None
+    assert 4 <= len(found.evidence.windows) <= 14
+    for judged in found.evidence.windows:
+        left, top, right, bottom = judged.view.box
+        [alone] = detector.submit([detector.look(image[top:bottom, left:right])]).result()
+        assert judged.logit == pytest.approx(alone.logit, abs=1e-5)
+        assert judged.log_odds == pytest.approx(2 * judged.logit - 1)
+        assert judged.kind == "window"
+
+
+def test_of_mosaics_each_is_one_view(detector: Detector) -> None:
+    [found] = detector.detect([photo(200, 300)], explain=True)
+    assert found.evidence is not None
+    assert [judged.kind for judged in found.evidence.views] == [None, None]
+    assert found.evidence.combination == "the views' mean logit, `all`"

@@ -14,7 +14,7 @@ from tests.fakes import FakeDetector, look_of
 class Calm(FakeDetector):
     """No image puts it into a mood."""
 
-    def look(self, pixels: NDArray[np.uint8]) -> Look:
+    def look(self, pixels: NDArray[np.uint8], *, explain: bool = False) -> Look:
         return look_of(128)
 
 

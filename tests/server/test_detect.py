@@ -30,6 +30,7 @@ def test_a_multipart_upload_answers_the_contract(server: Running) -> None:
     assert len(body.pop("id")) == 32
     timings = body.pop("timings_ms")
     assert set(timings) == {"decode", "patches", "queue", "inference"}
+    assert body.pop("provenance")["declares"] == "nothing"
     assert body == {
         "verdict": "ai_generated",
         "score": pytest.approx(0.8),
@@ -44,6 +45,7 @@ def test_a_multipart_upload_answers_the_contract(server: Running) -> None:
         },
         "warnings": [],
         "cached": False,
+        "evidence": None,
     }
     assert answer.headers["Server-Timing"].startswith("decode;dur=")
     assert "server" not in answer.headers

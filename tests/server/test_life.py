@@ -212,6 +212,7 @@ def test_the_audit_log_says_of_each_image_what_was_said_to_whom(tmp_path: Path) 
         "sha256": hashlib.sha256(grey(200)).hexdigest(),
         "verdict": answer["verdict"],
         "score": answer["score"],
+        "declares": "nothing",
         "error": None,
     }
     assert kept == first | {"request_id": "kept", "id": "kept"}

@@ -1,6 +1,8 @@
 """Whatever happens to a decoder, its image is answered once, and the next one finds another."""
 
+import contextlib
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -13,8 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from app.decoding import pool
 from app.decoding.pool import Decoders, DecodersError
+from benchmarks.signing import authority, signed
 from model.images import ImageError, Limits, Picture, decode
+from tests.app.provenance import doubles
+from tests.app.provenance.files import camera, sourced, with_metadata
 from tests.images import encoded, jpeg, photo
 from tests.server.conftest import eventually
 
@@ -31,8 +37,10 @@ def replaced() -> list[str]:
 def start(replaced: list[str]) -> Iterator[Start]:
     started: list[Decoders] = []
 
-    def one(count: int = 1, wall_s: float = 30) -> Decoders:
-        decoders = Decoders(count, cpu_s=5, wall_s=wall_s, replaced=replaced.append)
+    def one(count: int = 1, wall_s: float = 30, trust_anchors: str = "") -> Decoders:
+        decoders = Decoders(
+            count, cpu_s=5, wall_s=wall_s, replaced=replaced.append, trust_anchors=trust_anchors
+        )
         decoders.start()
         started.append(decoders)
         decoders.check()
@@ -247,3 +255,124 @@ def test_of_an_image_whose_pixels_are_let_go_nothing_is_left(start: Start) -> No
     assert pixels() is None
     assert "memfd:image" not in Path("/proc/self/maps").read_text()
     assert len(list(Path("/proc/self/fd").iterdir())) == files
+
+
+def test_what_a_file_declares_comes_with_its_picture(start: Start, replaced: list[str]) -> None:
+    decoders = start()
+    data = signed(with_metadata("JPEG", exif=camera()), "image/jpeg")
+    for _ in range(3):
+        picture, found = decoders.inspect([data[:99], data[99:]], LIMITS)
+        assert (picture.pixels == decode(data).pixels).all()
+        assert (found.declares, found.c2pa.status, found.c2pa.trusted) == (
+            "ai_generated",
+            "valid",
+            None,
+        )
+        assert found.exif.make == "Panasonic"
+        assert decoders.inspect([jpeg()], LIMITS)[1].declares == "nothing"
+        decoders.decode([data], LIMITS)
+    assert replaced == []
+
+
+def test_trust_anchors_reach_every_decoder(start: Start) -> None:
+    decoders = start(trust_anchors=authority())
+    data = signed(jpeg(), "image/jpeg")
+    for _ in range(2):
+        assert decoders.inspect([data], LIMITS)[1].c2pa.trusted is True
+    for pid in pids(decoders):
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(3):
+        with contextlib.suppress(DecodersError):
+            assert decoders.inspect([data], LIMITS)[1].c2pa.trusted is True
+
+
+def test_what_is_wrong_with_an_image_is_said_and_not_what_it_declares(start: Start) -> None:
+    decoders = start()
+    with pytest.raises(ImageError) as refused:
+        decoders.inspect([b"no image"], LIMITS)
+    assert refused.value.code == "unsupported_media_type"
+    assert decoders.inspect([jpeg()], LIMITS)[1].declares == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("deed", "reason", "told"),
+    [
+        (doubles.KILLS_ITSELF, "crashed", "a decoder is replaced: crashed"),
+        (doubles.IS_KILLED, "killed", "a decoder is replaced: killed"),
+        (doubles.COMPUTES_FOR_EVER, "too_expensive", "a decoder is replaced: too_expensive"),
+        (doubles.SLEEPS_FOR_EVER, "too_expensive", "a decoder is replaced: too_expensive"),
+        (doubles.HOARDS, None, ""),
+        (doubles.FAILS, None, "unexpected LookupError"),
+        (doubles.OPENS, None, "unexpected OSError"),  # it may not
+        (doubles.CONNECTS, None, "unexpected OSError"),  # nor may it that
+    ],
+)
+def test_whatever_a_manifest_does_to_its_reader_the_picture_is_given(
+    start: Start,
+    replaced: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    deed: str,
+    reason: str | None,
+    told: str,
+) -> None:
+    data = signed(with_metadata("JPEG", xmp=sourced()), "image/jpeg")
+    doubles.write_library(tmp_path, deed)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pool, "PROVENANCE_WALL_S", 0.5 if deed == doubles.SLEEPS_FOR_EVER else 30)
+    decoders = start()
+    picture, found = decoders.inspect([data], LIMITS)
+    assert (picture.pixels == decode(data).pixels).all()
+    assert (found.c2pa.status, found.c2pa.declares) == ("unverified", "nothing")
+    assert found.declares == "ai_generated"  # what nobody signed was told before
+    assert replaced == ([reason] if reason else [])
+    assert told in caplog.text
+    assert "may quote" not in caplog.text
+    assert decoders.inspect([jpeg()], LIMITS)[1].c2pa.status == "absent"
+
+
+def test_a_decoder_that_says_no_more_than_the_facts_costs_what_a_file_declares(
+    start: Start, replaced: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "from app.provenance.declarations import Declarations\n"
+        "Declarations.reports = lambda *_: os.abort()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    decoders = start()
+    picture, found = decoders.inspect([with_metadata("PNG", xmp=sourced())], LIMITS)
+    assert picture.facts.format == "PNG"
+    assert (found.declares, found.iptc.status, found.c2pa.status) == (
+        "nothing",
+        "unverified",
+        "unverified",
+    )
+    assert replaced == ["crashed"]
+
+
+def test_where_there_are_no_files_in_memory_declarations_are_read_here(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoders, "ISOLATED", False)
+    decoders = start(trust_anchors=authority())
+    picture, found = decoders.inspect([signed(jpeg(), "image/jpeg")], LIMITS)
+    assert (picture.pixels == decode(jpeg()).pixels).all()
+    assert found.c2pa.trusted is True
+
+
+def test_a_decoder_that_checks_signatures_is_not_worn_out_by_it(
+    start: Start, replaced: list[str]
+) -> None:
+    decoders = start()
+    data = signed(jpeg(), "image/jpeg")
+    before = pids(decoders)
+    for _ in range(40):
+        decoders.inspect([data], LIMITS)
+    assert pids(decoders) == before
+    for pid in before:
+        kilobytes = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+        assert kilobytes is not None
+        assert int(kilobytes[1]) < 120_000
+    assert replaced == []

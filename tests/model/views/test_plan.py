@@ -88,7 +88,7 @@ def test_a_window_is_chosen_only_once_it_is_looked_at(monkeypatch: pytest.Monkey
     assert (large.warnings, small.warnings) == ((), ("few_patches",))
     for look, image in ((large, noise(2000, 300)), (small, noise(40, 40))):
         assert look.more is not None
-        assert torch.equal(look.more(), BOTH.select(image).canvases[0, 1:])
+        assert torch.equal(look.more().canvases[0], BOTH.select(image).canvases[0, 1:])
     assert chosen == [(1, 10, 1, 3, 64, 64), (1, 1, 1, 3, 64, 64)]
 
 
@@ -104,7 +104,7 @@ def test_a_look_keeps_no_pixel_array(size: tuple[int, int], adaptive: bool) -> N
     assert gone() is None
     assert (look.more is not None) == adaptive
     if look.more is not None:
-        assert look.more().shape == (1, 3, 64, 64)
+        assert look.more().canvases.shape == (1, 1, 3, 64, 64)
 
 
 @pytest.mark.parametrize("size", [(64, 80), (2000, 300)])
