@@ -73,11 +73,11 @@ def connect(url: str) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(urlsplit(url).netloc, timeout=_TIMEOUT_S)
 
 
-def post(client: http.client.HTTPConnection, image: bytes) -> Answer:
-    """Send a file to `/detect`."""
+def post(client: http.client.HTTPConnection, image: bytes, path: str = "/detect") -> Answer:
+    """Send a file."""
     start = time.perf_counter()
     try:
-        client.request("POST", "/detect", image, {"Content-Type": "application/octet-stream"})
+        client.request("POST", path, image, {"Content-Type": "application/octet-stream"})
         response = client.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -242,7 +242,7 @@ class Phase:
 
 
 @contextlib.contextmanager
-def uploading(url: str, files: Sequence[bytes]) -> Iterator[list[Answer]]:
+def uploading(url: str, files: Sequence[bytes], path: str = "/detect") -> Iterator[list[Answer]]:
     """One client who uploads these files round and round until the block ends; of none, nobody.
 
     Yields:
@@ -255,7 +255,7 @@ def uploading(url: str, files: Sequence[bytes]) -> Iterator[list[Answer]]:
         with contextlib.closing(connect(url)) as client:
             while not ended.is_set():
                 for file in files:
-                    answers.append(post(client, file))
+                    answers.append(post(client, file, path))
                     if not answers[-1].status:
                         ended.wait(_BACKOFF_S)
                     if ended.is_set():

@@ -165,7 +165,10 @@ def main() -> None:
     for stream in (1, 2):  # libraries write there what they think of a file
         os.dup2(nowhere, stream)
     socket_file, *anchors_file = map(int, sys.argv[1:])
-    anchors = b"".join(os.pread(file, os.fstat(file).st_size, 0) for file in anchors_file)
+    anchors = b""
+    for file in anchors_file:
+        anchors = os.pread(file, os.fstat(file).st_size, 0)
+        os.close(file)
     with socket.socket(fileno=socket_file) as connection:
         serve(connection, Declarations(anchors.decode(), _nothing_opened))
 

@@ -20,6 +20,7 @@ from model.detector import Detector
 from model.errors import ImageError
 from model.images import Limits, decode
 from model.network import NSNetConfig
+from tests.app.provenance.files import sourced, with_metadata
 from tests.cli.conftest import ROOT, Here
 from tests.conftest import CPU, TINY
 from tests.images import jpeg
@@ -147,6 +148,25 @@ def test_all_scored_is_success(here: Here, tmp_path: Path) -> None:
         assert verdict in ("real", "ai_generated", "uncertain")
         assert 0 < float(score) < 1
         assert name == str(path)
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("tiny")
+def test_what_a_file_declares_is_told_where_it_declares_anything(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, declared = tmp_path / "a.jpg", tmp_path / "b.png"
+    plain.write_bytes(jpeg(100, 120))
+    declared.write_bytes(with_metadata("PNG", xmp=sourced()))
+    _, shown, _ = here("detect", str(plain), str(declared))
+    first, second = shown.splitlines()
+    assert "declares" not in first
+    assert second.endswith("  declares ai_generated")
+    _, shown, _ = here("detect", "--json", str(declared))
+    assert answers(shown)[str(declared)]["provenance"]["declares"] == "ai_generated"
+    monkeypatch.setenv("NSNET_PROVENANCE", "false")
+    _, shown, _ = here("detect", "--json", str(declared))
+    assert answers(shown)[str(declared)]["provenance"] is None
 
 
 @pytest.mark.process

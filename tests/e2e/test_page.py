@@ -14,14 +14,15 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import FilePayload, Page, Request, Route, expect
+from playwright.sync_api import FilePayload, Locator, Page, Request, Route, expect
 
-from tests.e2e.canned import PROVENANCE, evidence
+from benchmarks.signing import SIGNER, signed
 from tests.e2e.conftest import Visit
 from tests.fakes import POISON
 from tests.images import encoded, photo
 from tests.server.conftest import Running, running
 from tests.server.test_detect import grey
+from tests.server.test_explain import halves
 
 KEY = "k" * 24
 
@@ -46,7 +47,7 @@ def done(page: Page) -> None:
     expect(page.locator("#progress")).to_be_hidden(timeout=30_000)
 
 
-def row(page: Page, name: str) -> Any:
+def row(page: Page, name: str) -> Locator:
     return page.get_by_role("row").filter(has=page.get_by_text(name, exact=True)).first
 
 
@@ -92,18 +93,13 @@ def problem(status: int, detail: str, **headers: str) -> dict[str, Any]:
     }
 
 
-def explained(page: Page) -> None:
-    """Every answer with evidence and provenance."""
-
-    def change(route: Route) -> None:
-        address = route.request.url.partition("?")[0]
-        answer = route.fetch(url=address)
-        body = {**answer.json(), "provenance": PROVENANCE}
-        if "explain=true&heatmap=png" in route.request.url:
-            body["evidence"] = evidence(body["image"]["width"], body["image"]["height"])
-        route.fulfill(response=answer, json=body)
-
-    page.route(re.compile(r"/detect(\?|$)"), change)
+def why(page: Page, name: str) -> tuple[Locator, dict[str, Any]]:
+    """Ask for the evidence of an image whose details are shown: what is shown, and was answered."""
+    with page.expect_response("**/detect?explain=true&heatmap=png") as answer:
+        page.get_by_role("button", name="Why?").click()
+    panel = page.get_by_role("group", name=f"Evidence for {name}")
+    expect(panel).to_be_focused()
+    return panel, answer.value.json()
 
 
 # --- ways in ------------------------------------------------------------------------------------
@@ -404,86 +400,139 @@ def test_a_key_may_be_refused_and_given_later(visit: Visit) -> None:
 
 def test_why_shows_map_windows_and_what_the_score_stands_on(server: Running, visit: Visit) -> None:
     page = visit(server.url)
-    explained(page)
-    choose(page, file("a.png", grey(120, (300, 200))))
-    page.get_by_role("button", name="Why?").click()
-    panel = page.get_by_role("group", name="Evidence for a.png")
-    expect(panel).to_be_focused()
+    choose(page, file("a.png", halves()))
+    panel, answer = why(page, "a.png")
     stage = panel.locator(".stage").bounding_box()
     assert stage
-    assert stage["width"] / stage["height"] == pytest.approx(1.5, abs=0.02)
+    assert stage["width"] / stage["height"] == pytest.approx(600 / 450, abs=0.02)
 
     heat = panel.locator(".heat")
     expect(heat).to_have_css("opacity", "0.6")
-    slider = panel.get_by_role("slider", name="Strength of the heat-map")
-    slider.fill("25")
+    panel.get_by_role("slider", name="Strength of the heat-map").fill("25")
     expect(heat).to_have_css("opacity", "0.25")
+    assert heat.bounding_box() == stage
+    expect(panel).to_contain_text("−6 photograph")
+    expect(panel).to_contain_text("AI-generated +6")
 
+    evidence = answer["evidence"]
+    expect(panel).to_contain_text("The whole image at 0–600 × 0–450 px alone: score 0.768")
+    expect(panel).to_contain_text(evidence["combination"])
+    expect(panel).to_contain_text("No region stands out")
+    windows = evidence["windows"]
     options = panel.get_by_role("option")
-    expect(options).to_have_count(12)
-    options.first.focus()
-    reading = panel.locator(".reading")
-    expect(reading).to_contain_text(
-        "Window 1 of 12: score 0.500, log-odds 0, entropy 4 nats, 0–120 × 0–100 px"
-    )
-    for key, window in (("ArrowRight", 2), ("ArrowDown", 6), ("End", 12), ("ArrowRight", 12),
-                        ("ArrowLeft", 11), ("ArrowUp", 7), ("Home", 1)):  # fmt: skip
-        page.keyboard.press(key)
-        expect(reading).to_contain_text(f"Window {window} of 12")
-        expect(options.nth(window - 1)).to_be_focused()
-        expect(options.nth(window - 1)).to_have_attribute("aria-selected", "true")
-    page.mouse.move(stage["x"] + stage["width"] - 5, stage["y"] + stage["height"] - 5)
-    expect(reading).to_contain_text("Window 12 of 12")
+    expect(options).to_have_count(len(windows))
+    for window, option in zip(windows, options.all(), strict=True):
+        box = option.bounding_box()
+        assert box
+        left = (box["x"] - stage["x"]) / stage["width"] * 600
+        assert left == pytest.approx(window["box"]["left"], abs=2)
+        bottom = (box["y"] + box["height"] - stage["y"]) / stage["height"] * 450
+        assert bottom == pytest.approx(window["box"]["bottom"], abs=2)
 
-    expect(panel).to_contain_text("−4 photograph")
-    expect(panel).to_contain_text("AI-generated +4")
-    expect(panel).to_contain_text("The whole image at 50–250 × 0–200 px alone: score 0.777")
-    expect(panel).to_contain_text("sigmoid of 0.75 x the whole image's log-odds")
-    expect(panel).to_contain_text("differ from the rest's by +2.5")
-    region = panel.locator(".uneven").bounding_box()
+
+def test_windows_are_read_by_keyboard_and_pointer(server: Running, visit: Visit) -> None:
+    page = visit(server.url)
+    choose(page, file("a.png", halves()))
+    panel, answer = why(page, "a.png")
+    windows = answer["evidence"]["windows"]
+    across = sum(window["box"]["top"] == 0 for window in windows)
+    last = len(windows)
+    assert last > across > 2
+    options, reading = panel.get_by_role("option"), panel.locator(".reading")
+    page.keyboard.press("Tab")
+    for key, number in (
+        ("Home", 1),
+        ("ArrowRight", 2),
+        ("ArrowDown", 2 + across),
+        ("ArrowLeft", 1 + across),
+        ("ArrowUp", 1),
+        ("ArrowUp", 1),
+        ("End", last),
+        ("ArrowRight", last),
+    ):
+        page.keyboard.press(key)
+        window = windows[number - 1]
+        expect(reading).to_contain_text(
+            f"Window {number} of {last}: score {window['score']:.3f}, log-odds "
+        )
+        expect(reading).to_contain_text(f"{window['box']['left']}–{window['box']['right']} × ")
+        expect(options.nth(number - 1)).to_be_focused()
+        expect(options.nth(number - 1)).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Tab")
+    expect(panel.get_by_role("slider")).to_be_focused()  # all windows are one stop
+    corner = panel.locator(".windows").bounding_box()
+    assert corner
+    page.mouse.move(corner["x"] + 5, corner["y"] + 5)
+    expect(reading).to_contain_text(f"Window 1 of {last}")
+
+
+def test_a_region_that_is_uneven_is_marked(server: Running, visit: Visit) -> None:
+    page = visit(server.url)
+    box = {"left": 300, "top": 0, "right": 600, "bottom": 150}
+
+    def change(route: Route) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        body["evidence"]["uneven"] = {"box": box, "contrast": 6.25}
+        route.fulfill(response=answer, json=body)
+
+    page.route("**/detect?*", change)
+    choose(page, file("a.png", halves()))
+    panel, _ = why(page, "a.png")
+    expect(panel).to_contain_text("One region is uneven (dashed): at 300–600 × 0–150 px")
+    expect(panel).to_contain_text("differ from the rest's by +6.25")
+    region, stage = panel.locator(".uneven").bounding_box(), panel.locator(".stage").bounding_box()
     assert region
-    assert region["x"] - stage["x"] == pytest.approx(stage["width"] * 0.6, abs=2)
+    assert stage
+    assert region["x"] - stage["x"] == pytest.approx(stage["width"] / 2, abs=2)
+    assert region["height"] == pytest.approx(stage["height"] / 3, abs=2)
 
 
 def test_a_map_of_what_the_browser_cannot_show(server: Running, visit: Visit) -> None:
     page = visit(server.url)
-    explained(page)
-    choose(page, file("scan.tif", encoded(Image.new("RGB", (90, 80), (120,) * 3), "TIFF")))
-    page.get_by_role("button", name="Why?").click()
-    panel = page.get_by_role("group", name="Evidence for scan.tif")
+    image = Image.open(io.BytesIO(halves()))
+    choose(page, file("scan.tif", encoded(image, "TIFF")))
+    panel, _ = why(page, "scan.tif")
     expect(panel).to_contain_text("This browser does not show the image itself.")
     expect(panel.get_by_role("img", name="The image scan.tif")).to_have_count(0)
     expect(panel.locator(".heat")).to_be_visible()
 
 
+def test_an_image_too_small_for_a_map_has_its_windows(server: Running, visit: Visit) -> None:
+    page = visit(server.url)
+    choose(page, *greys(1))
+    panel, _ = why(page, "0.png")
+    expect(panel).to_contain_text("Too small for a map")
+    expect(panel.get_by_role("option")).not_to_have_count(0)
+    expect(panel.get_by_role("slider")).to_have_count(0)
+
+
 def test_an_image_that_its_exif_turns_lies_under_the_map(server: Running, visit: Visit) -> None:
-    image = Image.new("RGB", (120, 80), (120,) * 3)
+    image = Image.open(io.BytesIO(halves()))
     exif = image.getexif()
     exif[0x0112] = 6
     page = visit(server.url)
-    explained(page)
     choose(page, file("a.jpg", encoded(image, "JPEG", exif=exif)))
-    page.get_by_role("button", name="Why?").click()
-    panel = page.get_by_role("group", name="Evidence for a.jpg")
+    panel, _ = why(page, "a.jpg")
     expect(panel.get_by_role("img", name="The image a.jpg")).to_be_visible()
     stage = panel.locator(".stage").bounding_box()
     assert stage
     assert stage["height"] > stage["width"]
 
 
-def test_a_server_that_does_not_explain_says_so(server: Running, visit: Visit) -> None:
-    page = visit(server.url, refused="the server responded with a status of 422")
-    page.route("**/detect?*", lambda route: route.fulfill(**problem(422, "It is switched off.")))
-    choose(page, *greys(1))
-    page.get_by_role("button", name="Why?").click()
-    expect(page.get_by_role("article")).to_contain_text("It is switched off.")
-    expect(page.get_by_role("button", name="Why?")).to_be_enabled()
+def test_a_server_that_does_not_explain_says_so(visit: Visit) -> None:
+    with running(explain=False) as server:
+        page = visit(server.url, refused="the server responded with a status of 422")
+        choose(page, *greys(1))
+        page.get_by_role("button", name="Why?").click()
+        expect(page.get_by_role("article")).to_contain_text("`explain` is switched off")
+        expect(page.get_by_role("button", name="Why?")).to_be_enabled()
 
 
-def test_warnings_and_provenance_are_in_words(server: Running, visit: Visit) -> None:
+def test_warnings_are_in_words(server: Running, visit: Visit) -> None:
     page = visit(server.url)
     warnings = ["animation", "first_frame_only", "low_quality", "brand_new_one"]
-    answers(page, "**/detect", warnings=warnings, provenance=PROVENANCE, verdict="uncertain")
+    answers(page, "**/detect", warnings=warnings, verdict="uncertain")
     choose(page, file("a.png", grey(230)))
     article = page.get_by_role("article")
     for text in (
@@ -491,25 +540,39 @@ def test_warnings_and_provenance_are_in_words(server: Running, visit: Visit) -> 
         "One frame was judged",
         "Too small, blurred or compressed",
         "The server warns: brand new one.",
+    ):
+        expect(article).to_contain_text(text)
+    expect(article).not_to_contain_text("first frame only")
+
+
+def test_what_a_file_declares_is_in_words(server: Running, visit: Visit) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = "Maker", "M-1"
+    photograph = encoded(Image.new("RGB", (96, 80), (20,) * 3), "JPEG", exif=exif)
+    page = visit(server.url)
+    choose(page, file("a.jpg", signed(photograph, "image/jpeg")))
+    article = page.get_by_role("article")
+    for text in (
         "It says that it was generated by AI.",
         "says that it was generated by AI (signed, and unbroken since)",
-        "signed by: Example Generator",
-        "trusted signer: no list to look on",
-        "step: c2pa.created, trainedAlgorithmicMedia, Example",
+        f"signed by: {SIGNER}",
+        "trusted signer: this server has no list",
+        "step: c2pa.created, trainedAlgorithmicMedia",
         "says that it comes from a camera (vouched for by nobody)",
+        "make: Maker · model: M-1",
         "Not there: IPTC, XMP, Generator's parameters.",
         "a file declares nothing is no evidence of a photograph",
     ):
         expect(article).to_contain_text(text)
-    expect(article).not_to_contain_text("first frame only")
-    expect(row(page, "a.png")).to_contain_text("The file says that it was generated by AI.")
+    expect(row(page, "a.jpg")).to_contain_text("Looks like a photograph")
+    expect(row(page, "a.jpg")).to_contain_text("The file says that it was generated by AI.")
 
 
-def test_provenance_that_is_switched_off(server: Running, visit: Visit) -> None:
-    page = visit(server.url)
-    answers(page, "**/detect", provenance=None)
-    choose(page, *greys(1))
-    expect(page.get_by_role("article")).to_contain_text("This server does not read it.")
+def test_provenance_that_is_switched_off(visit: Visit) -> None:
+    with running(provenance=False) as server:
+        page = visit(server.url)
+        choose(page, *greys(1))
+        expect(page.get_by_role("article")).to_contain_text("This server does not read it.")
 
 
 # --- ways out -------------------------------------------------------------------------------------
@@ -519,9 +582,9 @@ HOSTILE = "<img src=x onerror=alert(1)>.png"
 
 def test_export(server: Running, visit: Visit, tmp_path: Path) -> None:
     page = visit(server.url)
-    answers(page, "**/detect", provenance=PROVENANCE, warnings=["few_patches", "animation"])
+    answers(page, "**/detect", warnings=["few_patches", "animation"])
     formula = '=HYPERLINK("http://x","y").png'
-    image = grey(230)
+    image = signed(grey(230), "image/png")
     choose(page, file(formula, image))
     done(page)
     choose(page, file("-1,2.png", b"no image"), file(HOSTILE, grey(20)), file("ü.png", grey(21)))
@@ -609,10 +672,10 @@ def test_every_state_fits_and_is_accessible(
     page.get_by_role("button", name="API key").click()
     look()
     page.get_by_role("button", name="Not now").click()
-    explained(page)
-    choose(page, file(f"{'long-name' * 12}.png", grey(230, (300, 200))))
-    page.get_by_role("button", name="Why?").click()
-    expect(page.get_by_role("listbox")).to_be_visible()
+    name = f"{'long-name' * 12}.png"
+    choose(page, file(name, signed(halves(), "image/png")))
+    why(page, name)
+    page.keyboard.press("Tab")
     look()
     choose(page, file("bad.png", b"no image"), *greys(12))
     done(page)

@@ -42,12 +42,12 @@ export async function evidence(item) {
     {},
     missing,
     boxes && reading,
-    heat && slider(heat),
+    heat ? slider(heat) : el("p", {}, "Too small for a map: each window shows most of the image."),
     heatmap && legend(heatmap.legend),
-    el("p", {}, "The map explains; it changes neither score nor verdict. ", unevenInWords(uneven)),
+    el("p", {}, "This explains; it changes neither score nor verdict. ", unevenInWords(uneven)),
     el("h5", {}, "What the score stands on"),
     el("ul", {}, ...found.views.map((view) => el("li", {}, viewInWords(view)))),
-    el("p", {}, `Score ${fixed(result.score)}: ${found.combination}.`),
+    el("p", {}, `Score ${fixed(result.score)}, calibrated, of: ${found.combination}.`),
   );
   panel.append(stage, beside);
   return panel;

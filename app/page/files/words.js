@@ -100,7 +100,7 @@ export const sourceInWords = ({ status, declares }) =>
 
 const FACTS = {
   signer: "signed by",
-  issuer: "certificate from",
+  issuer: "of",
   signed_at: "signed at",
   claim_generator: "written by",
   digital_source_type: "kind of source",
@@ -112,7 +112,7 @@ const FACTS = {
   generator: "generator",
   failures: "what failed",
 };
-const TRUSTED = { true: "yes", false: "no: not on this server's list", null: "no list to look on" };
+const TRUSTED = { true: "yes", false: "not on this server's list", null: "this server has no list" };
 
 /** @param {any} source @returns {string} what else it holds */
 export function facts(source) {
