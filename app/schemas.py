@@ -246,8 +246,7 @@ class DetectionOut(BaseModel):
         "`ai_generated`; `few_patches`: smaller than a view; `animation`: judged by its first "
         "frame with content, of the first 32; `first_page`: one of several pages or "
         "pictures; `profile_ignored`: an embedded colour profile that is not applied; "
-        "`uneven`: with `explain=true`, one region stands out, see `evidence`. "
-        "`first_frame_only`, `icc_profile_ignored`: older words for these, in this version still",
+        "`uneven`: with `explain=true`, one region stands out, see `evidence`",
     )
     cached: bool = Field(
         description="whether the score comes from the result cache; false where it was shared "

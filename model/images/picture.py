@@ -61,8 +61,7 @@ class Facts:
         height: likewise.
         warnings: `animation` where a moving picture is judged by one frame, `first_page` where one
             of several pages or pictures is, `profile_ignored` where an embedded colour profile, or
-            another word on what colours mean, is not applied; then the older words for the same,
-            `first_frame_only` and `icc_profile_ignored`.
+            another word on what colours mean, is not applied.
     """
 
     format: str

@@ -19,11 +19,6 @@ _PAGE = (255, 255, 255)
 _STRIP = 1 << 18
 _BOXES = ("AVIF", "HEIF")
 _MOVING = ("GIF", "PNG", "WEBP", "AVIF")
-_OLD_WORDS = {
-    "animation": "first_frame_only",
-    "first_page": "first_frame_only",
-    "profile_ignored": "icc_profile_ignored",
-}
 
 
 def to_rgb(image: Image.Image, data: bytes = b"", frames: int = 1) -> Picture:
@@ -62,8 +57,6 @@ def to_rgb(image: Image.Image, data: bytes = b"", frames: int = 1) -> Picture:
         if moving:
             pixels = _with_content(image, pixels, frames)
     height, width = pixels.shape[:2]
-    # For one version, the words of the one before are there too.
-    warnings += dict.fromkeys(_OLD_WORDS[word] for word in warnings)
     return Picture(pixels, Facts(image.format or "", width, height, tuple(warnings)))
 
 

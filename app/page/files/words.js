@@ -112,7 +112,7 @@ const FACTS = {
   generator: "generator",
   failures: "what failed",
 };
-const TRUSTED = { true: "yes", false: "not on this server's list", null: "this server has no list" };
+const TRUSTED = { true: "yes", false: "not on the server's list", null: "the server has no list" };
 
 /** @param {any} source @returns {string} what else it holds */
 export function facts(source) {

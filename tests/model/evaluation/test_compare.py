@@ -55,7 +55,7 @@ def test_each_checkpoint_answers_as_it_does_alone(
     for pair in compared.pairs:
         assert is_of(pair.old, detector, pair.path)
         assert is_of(pair.new, twice, pair.path)
-    assert "first_frame_only" in compared.pairs[0].old.warnings
+    assert "animation" in compared.pairs[0].old.warnings
     assert any(pair.changed for pair in compared.pairs)
     assert len({pair.new.verdict for pair in compared.pairs}) > 1
     assert compared.skipped == {}

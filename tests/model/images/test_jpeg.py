@@ -62,7 +62,7 @@ def test_of_several_pictures_the_first_is_read_and_that_is_said() -> None:
     several = encoded(photo(), "MPO", save_all=True, append_images=[photo(seed=1)])
     picture = decode(several)
     assert np.array_equal(picture.pixels, decode(jpeg()).pixels)
-    assert picture.facts.warnings == ("first_page", "first_frame_only")
+    assert picture.facts.warnings == ("first_page",)
 
 
 def of_scans(count: int, side: int) -> bytes:
