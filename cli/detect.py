@@ -117,7 +117,11 @@ def _scorer(chosen: "Settings", *, explain: bool) -> Iterator[Callable[[str], An
 
         def score(name: str) -> Answer:
             try:
-                picture, provenance = decoders.inspect([_read(name, limits)], limits)
+                data = _read(name, limits)
+                if chosen.provenance:
+                    picture, provenance = decoders.inspect([data], limits)
+                else:
+                    picture, provenance = decoders.decode([data], limits), None
                 [detection] = detector.detect([picture.pixels], explain=explain)
             except ImageError as error:
                 return {"error": str(error), "code": error.code}
@@ -129,7 +133,7 @@ def _scorer(chosen: "Settings", *, explain: bool) -> Iterator[Callable[[str], An
                 "score": round(detection.score, 6),
                 "looks": detection.looks,
                 "warnings": [*picture.facts.warnings, *detection.warnings],
-                "provenance": provenance.model_dump() if chosen.provenance else None,
+                "provenance": provenance and provenance.model_dump(),
             }
             if detection.evidence is not None:
                 answer["evidence"] = write_evidence(detection.evidence, None).model_dump()

@@ -177,7 +177,7 @@ def _judged(
 
 # --- a region that stands out -------------------------------------------------------------------
 
-UNEVEN = 5.0
+UNEVEN = 6.0
 """Log-odds by which a region must exceed the rest to stand out."""
 
 _APART = 0.25  # share of a window that another may cover and still tell of the rest

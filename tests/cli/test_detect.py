@@ -160,7 +160,7 @@ def test_what_a_file_declares_is_told_where_it_declares_anything(
     declared.write_bytes(with_metadata("PNG", xmp=sourced()))
     _, shown, _ = here("detect", str(plain), str(declared))
     first, second = shown.splitlines()
-    assert "declares" not in first
+    assert "  declares " not in first
     assert second.endswith("  declares ai_generated")
     _, shown, _ = here("detect", "--json", str(declared))
     assert answers(shown)[str(declared)]["provenance"]["declares"] == "ai_generated"

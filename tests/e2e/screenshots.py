@@ -1,6 +1,6 @@
 """`python -m tests.e2e.screenshots URL FOLDER`: pictures of the page of a running server.
 
-The images are freely licensed ones of scikit-image.
+The images are freely licensed ones of scikit-image. `docs/page.jpg` is `wide-light-why.jpg`.
 """
 
 import shutil
@@ -30,19 +30,19 @@ def states(page: Page, url: str, files: list[Path], shot: str) -> None:
     """Every state of the page, a file each that begins with `shot`."""
     page.goto(url)
     page.get_by_text("Model ").wait_for()
-    page.screenshot(path=f"{shot}-empty.png", full_page=True)
+    page.screenshot(path=f"{shot}-empty.jpg", full_page=True, quality=85)
     page.locator("#choose").set_input_files(files[0])
     page.get_by_role("button", name="Why?").wait_for()
-    page.screenshot(path=f"{shot}-one.png", full_page=True)
+    page.screenshot(path=f"{shot}-one.jpg", full_page=True, quality=85)
     page.get_by_role("button", name="Why?").click()
     page.get_by_role("listbox").wait_for(timeout=60_000)
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
-    page.screenshot(path=f"{shot}-why.png", full_page=True)
+    page.screenshot(path=f"{shot}-why.jpg", full_page=True, quality=85)
     page.get_by_role("button", name="Clear").click()
     page.locator("#choose").set_input_files(files)
     page.locator("#progress").wait_for(state="hidden", timeout=60_000)
-    page.screenshot(path=f"{shot}-many.png", full_page=True)
+    page.screenshot(path=f"{shot}-many.jpg", full_page=True, quality=85)
 
 
 def main(url: str, to: Path) -> None:

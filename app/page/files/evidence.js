@@ -47,7 +47,7 @@ export async function evidence(item) {
     el("p", {}, "This explains; it changes neither score nor verdict. ", unevenInWords(uneven)),
     el("h5", {}, "What the score stands on"),
     el("ul", {}, ...found.views.map((view) => el("li", {}, viewInWords(view)))),
-    el("p", {}, `Score ${fixed(result.score)}, calibrated, of: ${found.combination}.`),
+    el("p", {}, `The score ${fixed(result.score)} is made of ${combined(found)}.`),
   );
   panel.append(stage, beside);
   return panel;
@@ -151,6 +151,8 @@ function windowBoxes(windows, image, reading) {
   options[0].tabIndex = 0;
   return boxes;
 }
+
+const combined = ({ combination }) => combination.replace(/`(\w+)`/, "calibration “$1”");
 
 const unevenInWords = (uneven) =>
   uneven

@@ -55,13 +55,10 @@ const WARNINGS = {
     "Its colour profile was not applied: its colours may have been read a little off.",
   uneven: "One region stands out against the rest; see “Why?”.",
 };
-const OLDER = ["first_frame_only", "icc_profile_ignored"]; // said beside the newer words
 
 /** @param {string[]} warnings @returns {string[]} a sentence each */
 export const warned = (warnings) =>
-  warnings
-    .filter((word) => !OLDER.includes(word))
-    .map((word) => WARNINGS[word] ?? `The server warns: ${word.replaceAll("_", " ")}.`);
+  warnings.map((word) => WARNINGS[word] ?? `The server warns: ${word.replaceAll("_", " ")}.`);
 
 /** @param {{real_below: number, ai_above: number}} cuts @returns {string} */
 export const cutsInWords = ({ real_below: low, ai_above: high }) =>
