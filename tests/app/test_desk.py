@@ -143,7 +143,7 @@ def test_of_an_image_given_up_in_the_queue_its_look_is_not_held(
     fake = FakeDetector()
     cut, canvases = fake.look, list[weakref.ref[Any]]()
 
-    def look(pixels: NDArray[np.uint8]) -> Look:
+    def look(pixels: NDArray[np.uint8], **_: bool) -> Look:
         one = cut(pixels)
         canvases.append(weakref.ref(one.canvases))
         return one

@@ -230,7 +230,7 @@ def use(monkeypatch: pytest.MonkeyPatch, score: Score) -> None:
     """Take this instead of a network."""
 
     @contextlib.contextmanager
-    def scorer(_: object) -> Iterator[Score]:
+    def scorer(_: object, **__: bool) -> Iterator[Score]:
         yield score
 
     monkeypatch.setattr(cli.detect, "_scorer", scorer)
@@ -311,7 +311,7 @@ def test_a_folder_that_cannot_be_listed_is_told(
 
 
 @contextlib.contextmanager
-def real_reader(_: object) -> Iterator[Score]:
+def real_reader(_: object, **__: bool) -> Iterator[Score]:
     """Files are read, and called real."""
 
     def score(name: str) -> dict[str, Any]:
@@ -345,7 +345,7 @@ import cli.detect
 from cli.main import main
 
 @contextlib.contextmanager
-def scorer(_):
+def scorer(_, *, explain):
     def score(name):
         if sys.argv[-1] == "wait" and name == "wait":
             time.sleep(100)

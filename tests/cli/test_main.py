@@ -136,7 +136,7 @@ def test_what_the_system_refuses_is_one_line(
         (["backbone", "verify", "--path", "LICENSE"], {}, "not a safetensors"),
         (["backbone", "fetch", "ViT-nonsense"], {"PIP_NO_INDEX": "1"}, "no weights for"),
         (["bench", "--url", "http://127.0.0.1:1"], {}, "no server answers"),
-        (["bench", "--images", "docs"], {}, "no JPEG"),
+        (["bench", "--images", "deploy"], {}, "no JPEG"),
         (["bench"], {"NSNET_CHECKPOINT": "/none"}, "no checkpoint"),
         (
             [
