@@ -3,6 +3,7 @@
     python benchmarks/serving.py throughput [--rounds 3] [--seconds 10]
     python benchmarks/serving.py peer [--rounds 2] [--seconds 10] [--folder FOLDER]
     python benchmarks/serving.py beside --folder CHECKOUT [--rounds 4] [--seconds 10]
+    python benchmarks/serving.py latency --folder CHECKOUT [--rounds 10] [--seconds 2]
     python benchmarks/serving.py overload [--seconds 60]
     python benchmarks/serving.py soak [--minutes 30] [--load 0.8]
 
@@ -18,6 +19,8 @@ exit status 1. `--json FILE` keeps everything. The tower must be in the cache
   time.
 * beside: the same loads on the service of another checkout, in this one's virtual environment, one
   server at a time; not slower than it beyond the range that the rounds have.
+* latency: one client, on both services of `beside` at once, in short turns: what differs is then not
+  the hour. At most 2 ms more at the median.
 * overload: twice the measured capacity by the clock. What is admitted meets the deadline, the rest
   is told at once; memory stays; and the server is itself again as soon as the last answer is out.
 * soak: most of the measured capacity, for long: no error, no growth of memory or descriptors.
@@ -249,6 +252,29 @@ def beside(chosen: argparse.Namespace) -> Outcome:
     return checks, {name: figures(levels) for name, levels in loads.items()}
 
 
+def latency_beside(chosen: argparse.Namespace) -> Outcome:
+    """One client of the service, and of another checkout of it, in short turns."""
+    if chosen.folder is None:
+        raise SystemExit("latency: --folder names the other checkout")
+    other = ["env", "-C", str(chosen.folder), *SERVE]
+    images = photographs()
+    times: dict[str, list[float]] = {"ours": [], "other": []}
+    with local_server() as here, local_server(other) as there:
+        for _ in range(chosen.rounds):
+            for name, server in (("ours", here), ("other", there)):
+                load = apply_load(
+                    target(server, images), Closed(1), seconds=chosen.seconds, warmup=0.5
+                )
+                times[name] += [s.done - s.sent for s in load.samples if s.status == 200]
+    found = {name: latency(values) for name, values in times.items()}
+    p50 = {name: 1000 * of.p50_s if of else float("inf") for name, of in found.items()}
+    for name, values in times.items():
+        print(f"{name}: {len(values)} answers, p50 {p50[name]:.2f} ms")
+    more = p50["ours"] - p50["other"]
+    details = {name: asdict(of) for name, of in found.items() if of}
+    return [at_most("ms more at the median", more, 2)], details
+
+
 def rate_of(load: Load) -> float:
     """Images per second."""
     return load.images_per_s
@@ -409,16 +435,17 @@ def main() -> None:
     )
     commands = parser.add_subparsers(required=True)
 
-    def command(run: Any, **options: Any) -> None:
-        one = commands.add_parser(run.__name__, parents=[shared], description=run.__doc__)
+    def command(run: Any, name: str = "", **options: Any) -> None:
+        one = commands.add_parser(name or run.__name__, parents=[shared], description=run.__doc__)
         one.set_defaults(run=run)
-        for name, default in options.items():
+        for option, default in options.items():
             kind = Path if default is None else type(default)
-            one.add_argument(f"--{name}", type=kind, default=default)
+            one.add_argument(f"--{option}", type=kind, default=default)
 
     command(throughput, rounds=3, seconds=10.0)
     command(peer, rounds=2, seconds=10.0, folder=None)
     command(beside, rounds=4, seconds=10.0, folder=None)
+    command(latency_beside, "latency", rounds=10, seconds=2.0, folder=None)
     command(overload, seconds=60.0)
     command(soak, minutes=30.0, load=0.8)
     chosen = parser.parse_args()
