@@ -19,8 +19,8 @@ exit status 1. `--json FILE` keeps everything. The tower must be in the cache
   time.
 * beside: the same loads on the service of another checkout, in this one's virtual environment, one
   server at a time; not slower than it beyond the range that the rounds have.
-* latency: one client, on both services of `beside` at once, in short turns: what differs is then not
-  the hour. At most 2 ms more at the median.
+* latency: one client, on both services of `beside` at once, in short turns, so that what differs is
+  not the hour. At most 2 ms more at the median.
 * overload: twice the measured capacity by the clock. What is admitted meets the deadline, the rest
   is told at once; memory stays; and the server is itself again as soon as the last answer is out.
 * soak: most of the measured capacity, for long: no error, no growth of memory or descriptors.
