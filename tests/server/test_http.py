@@ -444,7 +444,7 @@ def test_a_body_of_no_type_is_what_its_content_says(server: Running, kind: dict[
 
 @pytest.mark.parametrize(("path", "field"), [("/detect", "file"), ("/detect/batch", "files")])
 def test_a_query_parameter_is_never_ignored(server: Running, path: str, field: str) -> None:
-    for query in ("treshold=0.5", "threshold=0.5&explian=1", "", "threshold=0.5&threshold=0.6"):
+    for query in ("treshold=0.5", "threshold=0.5&treshhold=1", "", "threshold=0.5&threshold=0.6"):
         answer = httpx.post(f"{server.url}{path}?{query}", files={field: grey(1)})
         if not query:
             assert answer.status_code == 200
@@ -452,7 +452,6 @@ def test_a_query_parameter_is_never_ignored(server: Running, path: str, field: s
         detail = problem(answer, 422, "validation_error")["detail"]
         assert "`threshold`" in detail
         assert "tresh" not in detail
-        assert "expl" not in detail
     answer = httpx.post(f"{server.url}{path}?threshold=secret", files={field: grey(1)})
     detail = problem(answer, 422, "validation_error")["detail"]
     assert detail == "`threshold` is a number from 0 to 1."
@@ -673,7 +672,7 @@ def test_a_target_with_its_host_is_that_hosts_path() -> None:
             (b"http://good.example/model", b"bad.example", 200),
             (b"HTTPS://good.example:8/model?", b"bad.example", 200),
             (b"http://bad.example/model", b"good.example", 421),
-            (b"http://good.example", b"good.example", 404),
+            (b"http://good.example", b"good.example", 200),  # the page
             (b"/http://good.example/model", b"good.example", 404),
         ):
             assert statuses(talk(server, b"GET " + target + close % host)) == [status], target
