@@ -332,6 +332,9 @@ class LimitsOut(BaseModel):
     max_pixels: int
     max_aspect: float
     min_side: int
+    explained: int | None = Field(
+        description="how many images one counts as with `explain=true`; null: none is explained"
+    )
     formats: list[str]
 
 

@@ -232,6 +232,17 @@ class Service:
             raise ApiError("not_ready", "The model is being loaded.", retry_after=2)
         return self._desk
 
+    @property
+    def explained(self) -> int | None:
+        """How many images one counts as with its evidence; None: none is explained here.
+
+        Raises:
+            ApiError: not_ready.
+        """
+        images = self.desk.detector.about.explained
+        rate = self.settings.rate_limit_per_minute
+        return images if self.settings.explain and (not rate or rate >= images) else None
+
     def check_open(self) -> None:
         """Raise not_ready or draining unless work is taken."""
         if self.state is State.DRAINING:

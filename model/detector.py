@@ -145,10 +145,13 @@ class Detector:
         Args:
             looks: at least one.
         """
-        logits = self._engine.fetch(
-            self._forward([canvases for look in looks for canvases in look.scored])
-        )
-        return Pending(logits, functools.partial(self._scores, looks))
+        logits = self._forward([look.canvases for look in looks])
+        # Apart from the others: a score is of the same batch with evidence as without.
+        beside = [look.beside for look in looks if look.beside is not None]
+        if beside:
+            logits = torch.cat([logits, self._forward(beside)])
+        fetched = self._engine.fetch(logits)
+        return Pending(fetched, functools.partial(self._scores, looks))
 
     def predict(self, looks: Sequence[Look]) -> list[Score]:
         """Score pictures, those in doubt by all of their canvases, and wait for them.
@@ -197,11 +200,11 @@ class Detector:
     def _scores(self, looks: Sequence[Look], logits: Iterator[float]) -> list[Score]:
         """Plain numbers: each of torch's operations on a few takes 0.1 ms after a forward."""
         scores = []
-        for look in looks:
-            seen = (*look.seen, *itertools.islice(logits, len(look.canvases)))
+        seen_of = [(*look.seen, *itertools.islice(logits, len(look.canvases))) for look in looks]
+        for look, seen in zip(looks, seen_of, strict=True):
             grounds = look.grounds
-            if grounds is not None and not grounds.logits:
-                windows = tuple(itertools.islice(logits, len(grounds.windows.canvases)))
+            if grounds is not None and look.beside is not None:
+                windows = tuple(itertools.islice(logits, len(look.beside)))
                 grounds = dataclasses.replace(grounds, logits=windows)
             logit = self._plan.combine(seen)
             if not math.isfinite(logit):

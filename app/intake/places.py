@@ -22,11 +22,14 @@ class Held:
     """The places of one request.
 
     Args:
+        places: of all.
         images: how many.
     """
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, places: "Places", images: int) -> None:
+        self._places = places
         self.images = images
+        self.heavy = False
         self._due = math.inf
         self._arrival: asyncio.Timeout | None = None
 
@@ -59,6 +62,17 @@ class Held:
             self._due = math.inf
         if not self.images:  # its last bytes came with the newcomer's
             raise _too_slow()
+
+    def widen(self, images: int) -> None:
+        """Hold as many places as one image of many images' work takes, or all there are.
+
+        Such images have half of the places together, or one of them as many as it takes.
+
+        Raises:
+            ApiError: queue_full.
+        """
+        if images > self.images:
+            self._places.widen(self, images)
 
     def give_way(self) -> None:
         """Have the places no longer: they are somebody else's from now on."""
@@ -101,12 +115,26 @@ class Places:
         if images > self.size:
             raise ApiError("too_many_files", f"{self.size} images fit into the queue at most.")
         self._make_room(images)
-        held = Held(images)
+        held = Held(self, images)
         self._held.add(held)
         try:
             yield held
         finally:
             self._held.discard(held)
+
+    def widen(self, held: Held, images: int) -> None:
+        """See `Held.widen`."""
+        images = min(images, self.size)
+        others = sum(other.images for other in self._held if other.heavy)
+        if others and others + images > self.size // 2:
+            raise self._full()
+        self._make_room(images - held.images)
+        held.images, held.heavy = images, True
+
+    def _full(self) -> ApiError:
+        return ApiError(
+            "queue_full", "Every place in the queue is taken.", retry_after=self.retry_after()
+        )
 
     def _make_room(self, images: int) -> None:
         missing = self.taken + images - self.size
@@ -114,9 +142,7 @@ class Places:
             return
         late = [held for held in self._held if held.late > 0]
         if sum(held.images for held in late) < missing:
-            raise ApiError(
-                "queue_full", "Every place in the queue is taken.", retry_after=self.retry_after()
-            )
+            raise self._full()
         for held in sorted(late, key=lambda held: held.late, reverse=True):
             if missing > 0:
                 missing -= held.images

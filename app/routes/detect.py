@@ -86,11 +86,11 @@ async def detect(
     """Score an image sent as the multipart field `file`, or as the body itself."""
     service, deadline = _begin(request)
     evidence, images = _explain(service, explain, heatmap)
-    # Where so few places are, it has them all.
-    with service.places.hold(min(images, service.settings.max_queue)) as held:
+    with service.places.hold(1) as held:  # while it arrives, it is one file, whatever is asked
         service.rates.take(request.state.client, images)
         async with within(deadline), held.arriving(request) as arriving:
             upload = await read_one(arriving, service.settings.max_upload_bytes)
+        held.widen(images)
         answer = await _while_connected(
             request,
             service.desk.answer(
@@ -172,10 +172,10 @@ def _explain(service: Service, explain: bool, heatmap: str | None) -> tuple[Expl
         if heatmap is not None:
             raise ApiError("validation_error", "`heatmap` goes with `explain=true`.")
         return Explain.NOTHING, 1
-    if not service.settings.explain:
+    images = service.explained
+    if images is None:
         raise ApiError("validation_error", "`explain` is switched off on this server.")
-    wanted = Explain.WITHOUT_HEATMAP if heatmap == "none" else Explain.WITH_HEATMAP
-    return wanted, service.desk.detector.about.explained
+    return Explain.WITHOUT_HEATMAP if heatmap == "none" else Explain.WITH_HEATMAP, images
 
 
 def _wants_lines(request: Request) -> bool:

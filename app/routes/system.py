@@ -85,6 +85,7 @@ async def model(request: Request) -> ModelDetailsOut:
             max_pixels=limits.max_pixels,
             max_aspect=limits.max_aspect,
             min_side=about.min_side,
+            explained=service.explained,
             formats=[row.name for row in FORMATS],
         ),
     )

@@ -73,17 +73,15 @@ class Look:
     grounds: Grounds | None = None
 
     @property
-    def scored(self) -> tuple[Tensor, ...]:
-        """What is to be scored, uint8 [n, 3, S, S] each: its canvases; windows that are not yet."""
+    def beside(self) -> Tensor | None:
+        """Windows to be scored with its canvases, uint8 [n, 3, S, S]; None: none, or they were."""
         grounds = self.grounds
-        if grounds is None or grounds.logits:
-            return (self.canvases,)
-        return self.canvases, grounds.windows.canvases
+        return None if grounds is None or grounds.logits else grounds.windows.canvases
 
     @property
     def size(self) -> int:
         """Images that it counts as: one, and one for each window."""
-        return 1 + sum(map(len, self.scored[1:]))
+        return 1 if self.beside is None else 1 + len(self.beside)
 
     def following(self, seen: tuple[float, ...], grounds: Grounds | None) -> "Look":
         """The next look, by `more`.

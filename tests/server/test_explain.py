@@ -92,18 +92,30 @@ def test_it_can_be_switched_off() -> None:
         assert (refused.status_code, refused.json()["code"]) == (422, "validation_error")
         assert "switched off" in refused.json()["detail"]
         assert ask(server, halves(), explain="false").status_code == 200
+        assert httpx.get(f"{server.url}/model").json()["limits"]["explained"] is None
 
 
-def test_it_takes_sixteen_places(server: Running) -> None:
+def test_it_takes_sixteen_places_and_such_have_half_of_all(server: Running) -> None:
+    """Four clients who asked for evidence left no place for anybody else."""
     server.fake.gate.clear()
     with ThreadPoolExecutor(8) as pool:
-        calls = [pool.submit(ask, server, halves(), explain="true") for _ in range(4)]
-        eventually(lambda: server.service.places.taken == 64)
-        refused = ask(server, halves())
+        calls = [pool.submit(ask, server, halves(), explain="true") for _ in range(2)]
+        eventually(lambda: server.service.places.taken == 32)
+        refused = ask(server, halves(), explain="true")
         assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+        calls.append(pool.submit(ask, server, halves()))
+        eventually(lambda: server.service.places.taken == 33)
         server.fake.gate.set()
-        assert [call.result().status_code for call in calls] == [200] * 4
+        assert [call.result().status_code for call in calls] == [200] * 3
     eventually(lambda: server.service.places.taken == 0)
+
+
+def test_while_it_arrives_it_takes_one_place(server: Running) -> None:
+    """A slow upload held sixteen, at the price of one."""
+    with server.connect() as connection:
+        head = b"POST /detect?explain=true HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+        connection.sendall(head + bytes(10))
+        eventually(lambda: server.service.places.taken == 1)
 
 
 def test_where_there_are_fewer_places_it_takes_all_of_them() -> None:
@@ -116,6 +128,13 @@ def test_a_rate_counts_it_as_sixteen() -> None:
         assert ask(server, halves(), explain="true").status_code == 200
         assert ask(server, halves(), explain="true").status_code == 429
         assert ask(server, halves()).status_code == 200
+        assert httpx.get(f"{server.url}/model").json()["limits"]["explained"] == 16
+
+
+def test_where_a_rate_has_no_room_for_it_nobody_is_offered_it() -> None:
+    with running(rate_limit_per_minute=15) as server:
+        assert ask(server, halves(), explain="true").status_code == 422
+        assert httpx.get(f"{server.url}/model").json()["limits"]["explained"] is None
 
 
 def test_evidence_is_kept_beside_the_plain_answer() -> None:

@@ -165,3 +165,30 @@ def test_a_body_that_ends_as_its_place_is_taken_has_none(clock: Clock) -> None:
             assert await silent.outcome == "request_timeout"
 
     asyncio.run(scene())
+
+
+def test_what_is_many_images_work_takes_as_many_places_and_half_of_all_at_most() -> None:
+    places = Places(10)
+    with places.hold(1) as first, places.hold(1) as second, places.hold(1):
+        first.widen(5)
+        assert places.taken == 7
+        with pytest.raises(ApiError, match="Every place"):
+            second.widen(2)
+        assert places.taken == 7
+    assert places.taken == 0
+
+
+def test_one_of_more_than_half_is_taken_where_there_is_no_other() -> None:
+    places = Places(4)
+    with places.hold(1) as only:
+        only.widen(16)
+        assert places.taken == 4
+    with places.hold(1) as one, places.hold(1), pytest.raises(ApiError, match="Every place"):
+        one.widen(16)
+
+
+def test_a_place_is_not_widened_by_no_more_than_it_has() -> None:
+    places = Places(4)
+    with places.hold(2) as held:
+        held.widen(1)
+        assert (places.taken, held.heavy) == (2, False)
