@@ -21,7 +21,7 @@ from app.intake.places import Places
 from app.intake.uploads import Upload
 from app.metrics import Metrics
 from app.queue import DeviceQueue, Pending
-from app.results import Results
+from app.results import Passing, Results
 from app.schemas import (
     DetectionOut,
     EvidenceOut,
@@ -288,9 +288,12 @@ class Desk:
         finally:
             self._queue.expect(-1)
 
-    async def _make(self, upload: Upload, identifier: str, explain: bool) -> Result | ApiError:
+    async def _make(
+        self, upload: Upload, identifier: str, explain: bool
+    ) -> Result | Passing[Result] | ApiError:
         """Score an upload that nobody else has sent.
 
+        Where what it declares was not read to its end, which another time may, that is not kept.
         Errors are returned: what is raised holds on to whatever was under way.
         """
         try:
@@ -299,7 +302,7 @@ class Desk:
             )
             if isinstance(begun, ApiError):
                 return begun
-            facts, provenance, look, decode_s, cut_s = begun
+            facts, provenance, is_read, look, decode_s, cut_s = begun
             del begun
             score, queue_s, forward_s = await self._queue.score(look)
             while score.more is not None:
@@ -316,18 +319,20 @@ class Desk:
         timings = TimingsOut(
             decode=_ms(decode_s), patches=_ms(cut_s), queue=_ms(queue_s), inference=_ms(forward_s)
         )
-        return facts, provenance, score, timings
+        result = facts, provenance, score, timings
+        return result if is_read else Passing(result)
 
     def _begin(
         self, upload: Upload, identifier: str, explain: bool
-    ) -> tuple[Facts, ProvenanceOut | None, Look, float, float] | ApiError:
+    ) -> tuple[Facts, ProvenanceOut | None, bool, Look, float, float] | ApiError:
         """Decode, and cut the first look; with the seconds of both. Runs in a thread."""
         start = time.monotonic()
         try:
             if self._reads_provenance:
-                picture, provenance = self._decoders.inspect(upload.parts(), self._limits)
+                picture, provenance, is_read = self._decoders.inspect(upload.parts(), self._limits)
             else:
-                picture, provenance = self._decoders.decode(upload.parts(), self._limits), None
+                picture = self._decoders.decode(upload.parts(), self._limits)
+                provenance, is_read = None, True
             decoded = time.monotonic()
             look = self.detector.look(picture.pixels, explain=explain)
         except ImageError as error:
@@ -339,7 +344,7 @@ class Desk:
         cut = time.monotonic()
         self._metrics.stage.labels("decode").observe(decoded - start)
         self._metrics.stage.labels("patches").observe(cut - decoded)
-        return picture.facts, provenance, look, decoded - start, cut - decoded
+        return picture.facts, provenance, is_read, look, decoded - start, cut - decoded
 
     def _next(self, more: Callable[[], Look]) -> tuple[Look, float]:
         """Cut the next look, with the seconds it took. Runs in the thread for looks."""

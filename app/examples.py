@@ -260,6 +260,7 @@ _MODEL_DETAILS: Final[Mapping[str, Any]] = {
         "max_pixels": 64000000,
         "max_aspect": 32.0,
         "min_side": 64,
+        "explained": 16,
         "formats": ["JPEG", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "TIFF", "BMP"],
     },
 }

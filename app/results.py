@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from cachetools import TTLCache
@@ -12,11 +13,19 @@ from app.metrics import Metrics
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Passing(Generic[T]):
+    """A result for those who wait for it, of which the next one may hope for better."""
+
+    result: T
+
+
 class Results(Generic[T]):
     """Results by key, which must stand for all that a result depends on.
 
-    A result is kept for a while, bounded in number and age; an error is not. What is being made is
-    shared by all who ask meanwhile, errors too, and is given up once the last of them has left.
+    A result is kept for a while, bounded in number and age; an error is not, nor what is `Passing`.
+    What is being made is shared by all who ask meanwhile, errors too, and is given up once the last
+    of them has left.
 
     Lives on the event loop: no lock is needed, and no `await` stands between a look-up and what is
     begun by it.
@@ -49,7 +58,7 @@ class Results(Generic[T]):
         """Whether a result is being made."""
         return key in self._making
 
-    def make(self, key: Hashable, work: Coroutine[Any, Any, T | ApiError]) -> None:
+    def make(self, key: Hashable, work: Coroutine[Any, Any, T | Passing[T] | ApiError]) -> None:
         """Begin what nobody has begun; whoever does goes on to wait for it.
 
         Args:
@@ -86,7 +95,9 @@ class Results(Generic[T]):
             raise ApiError(outcome.code, outcome.detail, headers=outcome.headers)
         return outcome
 
-    async def _run(self, key: Hashable, work: Coroutine[Any, Any, T | ApiError]) -> T | ApiError:
+    async def _run(
+        self, key: Hashable, work: Coroutine[Any, Any, T | Passing[T] | ApiError]
+    ) -> T | ApiError:
         try:
             outcome = await work
         except asyncio.CancelledError:
@@ -94,6 +105,8 @@ class Results(Generic[T]):
             # came through, and they to it: to all that was under way, until a search for garbage.
             return ApiError("internal_error", "The work was given up.")
         else:
+            if isinstance(outcome, Passing):
+                return outcome.result
             if self._size and not isinstance(outcome, ApiError):
                 self._kept[key] = outcome
             return outcome

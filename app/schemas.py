@@ -102,13 +102,13 @@ class EvidenceOut(BaseModel):
     """What in the image speaks for or against AI generation; it changes no score and no verdict."""
 
     views: list[ViewOut] = Field(
-        description="what the score stands on, in the order of looking: the whole image (its "
-        "centre square, resized) first, where the model's plan begins with it"
+        description="what the score stands on, in the order of looking: the image's centre "
+        "square, resized, first, where the model's plan begins with it"
     )
     combination: str = Field(
         description="how the score was made of `views`, and by which of `calibration` in `GET "
         "/model` it was calibrated",
-        examples=["0.75 x the whole image's logit + 0.25 x the other views' mean logit, `all`"],
+        examples=["0.75 x the centre square's logit + 0.25 x the other views' mean logit, `all`"],
     )
     windows: list[ViewOut] = Field(
         description="a grid over the whole image, row by row; the score does not stand on them"
@@ -159,7 +159,7 @@ class ContentCredentialsOut(SourceOut):
     )
     trusted: bool | None = Field(
         description="whether the signer's certificate is of an authority on the operator's trust "
-        "list; null: there is no list"
+        "list; null: there is no list, or the signature is not valid"
     )
     signed_at: str | None = Field(
         description="by a timestamp authority, whichever; RFC 3339. null: there is no such time"

@@ -406,7 +406,7 @@ def _certificates(path: Path) -> str:
         ValueError: there are none that can be read.
     """
     try:
-        pem = path.read_text()
+        pem = path.read_text("ascii", errors="ignore")  # comments may be in any letters
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
     except (ssl.SSLError, ValueError):  # before OSError, which the first of them is
         raise ValueError("it is no list of certificates (PEM)") from None

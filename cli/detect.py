@@ -79,17 +79,18 @@ def _names(paths: list[str]) -> Iterator[str]:
 def _line(name: str, answer: Answer) -> str:
     """An answer for people, its columns below those of the others."""
     if "error" in answer:
-        return f"{'error':<12}  {'-':<5}  {shown(name)}: {answer['error']}"
-    columns = (f"{answer['verdict']:<12}", f"{answer['score']:.3f}", shown(name))
+        return shown(f"{'error':<12}  {'-':<5}  {name}: {answer['error']}")
+    columns = (f"{answer['verdict']:<12}", f"{answer['score']:.3f}", name)
     declares = (answer.get("provenance") or {}).get("declares", "nothing")
     declared = () if declares == "nothing" else (f"declares {declares}",)
-    shown_most = () if answer.get("evidence") is None else (_highest(answer["evidence"]),)
-    return "  ".join((*columns, *answer["warnings"], *declared, *shown_most))
+    windows = (answer.get("evidence") or {}).get("windows")
+    highest = (_highest(windows),) if windows else ()
+    return shown("  ".join((*columns, *answer["warnings"], *declared, *highest)))
 
 
-def _highest(evidence: Answer) -> str:
+def _highest(windows: list[Answer]) -> str:
     """The window that looks most generated."""
-    window = max(evidence["windows"], key=lambda window: float(window["log_odds"]))
+    window = max(windows, key=lambda window: float(window["log_odds"]))
     box, said = window["box"], window["log_odds"]
     where = f"{box['left']},{box['top']}-{box['right']},{box['bottom']}"
     return f"highest window {where} ({said:+.1f})"
@@ -119,7 +120,7 @@ def _scorer(chosen: "Settings", *, explain: bool) -> Iterator[Callable[[str], An
             try:
                 data = _read(name, limits)
                 if chosen.provenance:
-                    picture, provenance = decoders.inspect([data], limits)
+                    picture, provenance, _ = decoders.inspect([data], limits)
                 else:
                     picture, provenance = decoders.decode([data], limits), None
                 [detection] = detector.detect([picture.pixels], explain=explain)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeVar
 
 import httpx
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cli.environment import UsageError
 
@@ -22,7 +23,66 @@ _WAIT_S: Final = 1.0  # between two, at least
 _PATIENCE_S: Final = 120.0  # with a busy one: under a rate, several images wait for their turns
 _TIMEOUT_S: Final = 60.0
 _BUSY: Final = (429, 503)
-_SAID: Final = ("verdict", "score", "looks", "warnings", "provenance")
+_MOST_BYTES: Final = 1 << 30  # of one image: standard input is read into memory at once
+
+T = TypeVar("T", bound="_Said")
+
+
+class _Said(BaseModel):
+    """What is read of a server's answers; a newer one's words, another verdict say, are taken."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Part(_Said):
+    """What is passed on whole, with fields that are not read here."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _Limits(_Said):
+    max_upload_bytes: Annotated[int, Field(gt=0)]
+
+
+class _Model(_Said):
+    limits: _Limits
+
+
+class _Problem(_Said):
+    detail: str
+    code: str
+
+
+class _Provenance(_Part):
+    declares: str
+
+
+class _Box(_Part):
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class _Window(_Part):
+    box: _Box
+    log_odds: float
+
+
+class _Evidence(_Part):
+    windows: list[_Window]
+
+
+class _Detection(_Said):
+    verdict: str
+    score: Annotated[float, Field(ge=0, le=1)]
+    looks: int
+    warnings: list[str]
+    provenance: _Provenance | None = None
+
+
+class _Explained(_Detection):
+    evidence: _Evidence | None = None
 
 
 class Remote:
@@ -38,9 +98,8 @@ class Remote:
     """
 
     def __init__(self, url: str, read: "Callable[[str, Limits], bytes]", *, explain: bool) -> None:
-        self._url = url
         self._query = {"explain": "true", "heatmap": "none"} if explain else {}
-        self._said = (*_SAID, "evidence") if explain else _SAID
+        self._kind = _Explained if explain else _Detection
         self._at_once = _EXPLAINED_AT_ONCE if explain else _AT_ONCE
         self._read = read
         self._stopping = threading.Event()
@@ -50,6 +109,7 @@ class Remote:
             base = httpx.URL()
         if base.scheme not in ("http", "https") or not base.host:
             raise UsageError("--server takes an address as http://HOST:PORT")
+        self._url = str(base.copy_with(userinfo=b""))  # as it is told: without a password
         self._key = _key()
         headers = {b"Authorization": f"Bearer {self._key}".encode()} if self._key else None
         self._http = httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT_S)
@@ -92,13 +152,9 @@ class Remote:
 
     def _most_bytes(self) -> int:
         response = self._ask("GET", "model")
-        try:
-            body = response.json()
-            if response.status_code == 200:
-                return int(body["limits"]["max_upload_bytes"])
-            refusal = str(body["detail"])
-        except (ValueError, KeyError, TypeError):
-            raise self._no_nsnet(response) from None
+        if response.status_code == 200:
+            return min(self._said(_Model, response).limits.max_upload_bytes, _MOST_BYTES)
+        refusal = self._said(_Problem, response).detail
         raise UsageError(f"the server at {self._url} scores nothing now: {refusal}")
 
     def _score(self, data: bytes) -> dict[str, Any]:
@@ -109,14 +165,11 @@ class Remote:
             content=data,
             headers={"Content-Type": "application/octet-stream"},
         )
-        try:
-            body = response.json()
-            if response.status_code != 200:
-                return {"error": str(body["detail"]), "code": str(body["code"])}
-            answer = {name: body.get(name) for name in self._said}
-            return answer | {"score": round(body["score"], 6), "warnings": list(body["warnings"])}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise self._no_nsnet(response) from None
+        if response.status_code != 200:
+            problem = self._said(_Problem, response)
+            return {"error": problem.detail, "code": problem.code}
+        answer = self._said(self._kind, response).model_dump()
+        return answer | {"score": round(answer["score"], 6)}
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Send a request, again where nobody answers or the server is busy; the last answer.
@@ -149,9 +202,18 @@ class Remote:
             )
         return response
 
-    def _no_nsnet(self, response: httpx.Response) -> UsageError:
-        status = response.status_code
-        return UsageError(f"what answers at {self._url} is no NS-Net server: status {status}")
+    def _said(self, kind: type[T], response: httpx.Response) -> T:
+        """What an answer holds.
+
+        Raises:
+            UsageError: it is none of NS-Net's.
+        """
+        try:
+            return kind.model_validate_json(response.content)
+        except ValidationError:
+            status = response.status_code
+            text = f"what answers at {self._url} is no NS-Net server: status {status}"
+            raise UsageError(text) from None
 
 
 class _Threads(ThreadPoolExecutor):

@@ -12,5 +12,5 @@ echo
 
 # Several are a form; each answer is a line of JSON, as soon as it is known.
 form=()
-for file in "$@"; do form+=(--form "files=@\"$file\""); done
+for file in "$@"; do form+=(--form "files=@\"$file\";filename=image"); done
 "${ask[@]}" --no-buffer --header 'Accept: application/x-ndjson' "${form[@]}" "$server/detect/batch"

@@ -1,14 +1,13 @@
 // Ask an NS-Net server about images; node 20 or later, no packages; in a browser the same fetch.
 // node javascript.mjs http://localhost:8000 photo.jpg [more ...]; a key, if any, is API_KEY.
 import { readFile } from "node:fs/promises";
-import { basename } from "node:path";
 
 const [server, ...paths] = process.argv.slice(2);
 const headers = { Accept: "application/x-ndjson" };
 if (process.env.API_KEY) headers.Authorization = `Bearer ${process.env.API_KEY}`;
 
 const form = new FormData();
-for (const path of paths) form.append("files", new Blob([await readFile(path)]), basename(path));
+for (const path of paths) form.append("files", new Blob([await readFile(path)]), "image");
 
 const answer = await fetch(`${server}/detect/batch`, { method: "POST", headers, body: form });
 if (!answer.ok) {

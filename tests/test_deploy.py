@@ -27,6 +27,7 @@ CONTRACT = (
     "nsnet_rejected_total",
     "nsnet_decoders_replaced_total",
     "nsnet_audit_lost_total",
+    "nsnet_provenance_total",
     "nsnet_stage_duration_seconds_bucket",
     "nsnet_batch_size_bucket",
     "nsnet_queue_depth",

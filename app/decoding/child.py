@@ -99,7 +99,7 @@ def _send(connection: socket.socket, answer: dict[str, Any]) -> None:
 
 
 def _declare(connection: socket.socket, declarations: Declarations, data: bytes) -> dict[str, Any]:
-    """Send each report as soon as it is there; why there are no more, where there should be."""
+    """Send each report as soon as it is there; whether that was all, or why it was not."""
     try:
         for report in declarations.reports(data):
             _send(connection, {"provenance": report})
@@ -107,7 +107,7 @@ def _declare(connection: socket.socket, declarations: Declarations, data: bytes)
         return {}
     except Exception as error:  # noqa: BLE001  (a bug, which costs no verdict)
         return {"provenance_bug": type(error).__name__}
-    return {}
+    return {"provenance_read": True}
 
 
 @contextlib.contextmanager

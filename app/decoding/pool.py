@@ -132,19 +132,25 @@ class Decoders:
         with _file_of(parts) as file:
             return _picture(self._ask(file, Job(limits, self._cpu_s)), file)
 
-    def inspect(self, parts: Iterable[bytes], limits: Limits) -> tuple[Picture, ProvenanceOut]:
+    def inspect(
+        self, parts: Iterable[bytes], limits: Limits
+    ) -> tuple[Picture, ProvenanceOut, bool]:
         """Decode a file as `decode` does, and read what it declares of its origin.
 
         Where that is the end of its process, the picture is given all the same.
+
+        Returns:
+            The picture, what the file declares, and whether that was read to its end: where it was
+            not, another time may tell more.
         """
         if not self.ISOLATED:
             data = b"".join(parts)
             picture = decode(data, limits)
             *_, report = Declarations(self._trust_anchors).reports(data)
-            return picture, _provenance({"provenance": report})
+            return picture, *_provenance({"provenance": report, "provenance_read": True})
         with _file_of(parts) as file:
             answer = self._ask(file, Job(limits, self._cpu_s, provenance=True))
-            return _picture(answer, file), _provenance(answer)
+            return _picture(answer, file), *_provenance(answer)
 
     def _ask(self, file: int, job: Job) -> dict[str, Any]:
         """What a child says of a file; one that is not to be asked again is replaced.
@@ -176,7 +182,7 @@ class Decoders:
             self._idle.put(next_one)
 
     def _ready(self, child: "_Child | None") -> "_Child":
-        """This one, or another where there is none or it does not come up.
+        """This one, or another where there is none, it has ended or it does not come up.
 
         Raises:
             DecodersError: that does not either.
@@ -187,16 +193,19 @@ class Decoders:
                 self.alive = True
                 return started
             if started is not None:
-                self._forget(started)
+                self._remove(started, started.reason)
         self.alive = False
         raise DecodersError("no decoder can be started")
 
     def _replace(self, child: "_Child", reason: str) -> "_Child | None":
+        self._remove(child, reason)
+        return self._started()
+
+    def _remove(self, child: "_Child", reason: str) -> None:
         self._forget(child)
         self._replaced(reason)
         if reason != "worn":
             log.warning("a decoder is replaced: %s, %s", reason, child.status)
-        return self._started()
 
     def _forget(self, child: "_Child") -> None:
         child.end()
@@ -268,18 +277,24 @@ class _Child:
         self._booted = False
 
     @property
+    def reason(self) -> str:
+        """Why it is to be replaced, by how it ended."""
+        reasons = {-signal.SIGPROF: "too_expensive", -signal.SIGKILL: "killed"}
+        return reasons.get(self._process.poll() or 0, "crashed")
+
+    @property
     def status(self) -> str:
         """How it ended."""
         code = self._process.wait()
         return f"exit status {code}" if code >= 0 else f"signal {-code}"
 
     def boot(self) -> bool:
-        """Wait until it is ready, if it has not been; whether it is."""
+        """Wait until it is ready, if it has not been; whether it is, and has not ended since."""
         if not self._booted:
             self._connection.settimeout(_BOOT_S)
             with contextlib.suppress(OSError):
                 self._booted = self._connection.recv(MESSAGE_BYTES) == READY
-        return self._booted
+        return self._booted and self._process.poll() is None
 
     def ask(self, file: int, job: Job) -> None:
         """Hand it a file, which it replaces by pixels."""
@@ -300,8 +315,8 @@ class _Child:
                     return answer
             except TimeoutError:
                 raise _EndError("too_expensive") from None
-        reasons = {-signal.SIGPROF: "too_expensive", -signal.SIGKILL: "killed"}
-        raise _EndError(reasons.get(self._process.wait(), "crashed"))
+        self._process.wait()
+        raise _EndError(self.reason)
 
     def end(self) -> None:
         """End the process, whatever it does; for any thread."""
@@ -359,16 +374,16 @@ def _picture(answer: dict[str, Any], file: int) -> Picture:
     return Picture(np.frombuffer(memory, np.uint8).reshape(shape), facts)
 
 
-def _provenance(answer: dict[str, Any]) -> ProvenanceOut:
-    """What a child says that a file declares; where it says nothing, nothing was checked."""
+def _provenance(answer: dict[str, Any]) -> tuple[ProvenanceOut, bool]:
+    """What a child says that a file declares, and whether that is all."""
     if "provenance_bug" in answer:
         log.error("unexpected %s in reading what a file declares", answer["provenance_bug"])
     if report := answer.get("provenance"):
         try:
-            return ProvenanceOut.model_validate(report)
+            return ProvenanceOut.model_validate(report), "provenance_read" in answer
         except ValidationError:  # without its text, which quotes the report
             log.error("unexpected report of what a file declares")  # noqa: TRY400
-    return ProvenanceOut.model_validate(unread())
+    return ProvenanceOut.model_validate(unread()), False
 
 
 def _too_expensive() -> ImageError:

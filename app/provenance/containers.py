@@ -14,7 +14,8 @@ from app.provenance import tiff
 # Chunks, segments, boxes, tags: of each file so many are looked at. A PNG of 32 MiB has 4,000.
 _MOST_ENTRIES = 20_000
 _MOST_TEXTS = 64
-_MOST_TEXT_BYTES = 1 << 20  # of one text, unpacked; of all together twice as much
+_MOST_TEXT_BYTES = 1 << 20  # of one text, unpacked; all together cost twice as much
+_MOST_UNPACKED = 1032  # bytes of each byte of deflate
 _MOST_XMP_BYTES = 1 << 20
 _MOST_EXIF_BYTES = 1 << 20
 
@@ -119,21 +120,21 @@ def _walk_png(data: bytes, found: Blobs) -> None:
             case b"caBX":
                 found.c2pa = True
             case b"tEXt" | b"zTXt" | b"iTXt" if length <= _MOST_TEXT_BYTES and left > 0:
-                keyword, text, is_whole = _png_text(kind, data[body:end])
-                left -= len(text)
-                if keyword == _XMP_KEYWORD and is_whole:
+                keyword, text, cost = _png_text(kind, data[body:end])
+                left -= cost
+                if keyword == _XMP_KEYWORD:
                     found.xmp = found.xmp or text
-                elif is_whole:
+                else:
                     _add_text(found, keyword, text)
             case b"IEND":
                 return
         at = end + 4
 
 
-def _png_text(kind: bytes, body: bytes) -> tuple[str, bytes, bool]:
-    """Keyword and text of a chunk, and whether that is all of it; nothing of a broken packing."""
+def _png_text(kind: bytes, body: bytes) -> tuple[str, bytes, int]:
+    """Keyword and text of a chunk, and the bytes gone through; no text where it is not whole."""
     keyword, _, text = body.partition(b"\0")
-    is_packed, is_whole = kind == b"zTXt", True
+    is_packed, cost = kind == b"zTXt", len(body)
     if kind == b"iTXt":
         is_packed = text[:1] == b"\1"
         text = text[2:].partition(b"\0")[2].partition(b"\0")[2]
@@ -141,12 +142,15 @@ def _png_text(kind: bytes, body: bytes) -> tuple[str, bytes, bool]:
         text = text[1:]
     if is_packed:
         unpacker = zlib.decompressobj()
+        most = min(_MOST_TEXT_BYTES, _MOST_UNPACKED * len(text))
         try:
             text = unpacker.decompress(text, _MOST_TEXT_BYTES)
-        except zlib.error:
+            cost += len(text)
+        except zlib.error:  # nobody says how far it came
+            cost += most
+        if not unpacker.eof:
             text = b""
-        is_whole = unpacker.eof
-    return keyword[:80].decode("latin-1"), text, is_whole
+    return keyword[:80].decode("latin-1"), text, cost
 
 
 def _walk_webp(data: bytes, found: Blobs) -> None:

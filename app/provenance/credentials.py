@@ -35,6 +35,7 @@ _SETTINGS = {
     },
 }
 _UNTRUSTED = "signingCredential.untrusted"  # said by `trusted`: the signature may hold all the same
+_EXPIRED = "signingCredential.expired"
 _METADATA = ("c2pa.metadata", "cawg.metadata", "stds.iptc")
 
 Checker = Callable[[bytes, str], Report]
@@ -77,18 +78,23 @@ def report_of(store: Mapping[str, Any], *, asked_for_trust: bool) -> Report:
         return manifest("unverified")
     signature = _mapping(active.get("signature_info"))
     parts = _mappings(active.get("ingredients"))[:_MOST_LISTED]
+    failures = _failures(store.get("validation_results"))
+    status = "invalid" if state == "Invalid" else "valid"
+    if status == "invalid" and failures == [_EXPIRED]:
+        status = "unverified"  # nothing was changed: nobody can say that it was signed in time
+    is_judged = asked_for_trust and status == "valid"
     return {
-        "status": "invalid" if state == "Invalid" else "valid",
+        "status": status,
         "declares": manifests.declares(store["active_manifest"]),
         "signer": printable(signature.get("common_name")),
         "issuer": printable(signature.get("issuer")),
-        "trusted": state == "Trusted" if asked_for_trust else None,
+        "trusted": state == "Trusted" if is_judged else None,
         "signed_at": printable(signature.get("time")),
         "claim_generator": _claim_generator(active),
         "digital_source_type": _digital_source_type(active),
         "actions": [_action(action) for action in _actions(active)[:_MOST_LISTED]],
         "ingredients": [manifests.ingredient(part) for part in parts],
-        "failures": _failures(store.get("validation_results"))[:_MOST_LISTED],
+        "failures": failures[:_MOST_LISTED],
     }
 
 

@@ -9,8 +9,9 @@ from app.provenance.vocabulary import (
     AI_GENERATED,
     CAMERA,
     NOTHING,
+    credited,
     gravest,
-    is_generator,
+    is_none,
     printable,
     product,
     software,
@@ -108,17 +109,16 @@ def _present(declares: str, **values: str | None) -> Report:
 
 
 def _iptc(found: xmp.Xmp) -> Report:
+    """The source type; what else is said counts beside it, as an edit at most."""
     name, declares = source_type(found.values.get("digital_source_type"))
-    system = product(found.values.get("ai_system_used"))
-    credit = printable(found.values.get("credit"))
+    system = printable(found.values.get("ai_system_used"))
+    credit = credited(printable(found.values.get("credit")))
     said = [declares]
-    if declares not in (AI_GENERATED, AI_EDITED):
-        if "ai_system_used" in found.values:  # it is there for nothing else
-            said.append(AI_GENERATED)
-        if is_generator(credit):
-            edited = credit is not None and credit.lower().startswith("edited")
-            said.append(AI_EDITED if edited else AI_GENERATED)
-    return _present(gravest(said), digital_source_type=name, ai_system_used=system)
+    if system and not is_none(system):  # a photograph that was denoised by one has it, too
+        said.append(AI_EDITED)
+    if credit != NOTHING:
+        said.append(credit if declares == NOTHING else AI_EDITED)
+    return _present(gravest(said), digital_source_type=name, ai_system_used=product(system))
 
 
 def _xmp(found: xmp.Xmp) -> Report:

@@ -41,37 +41,33 @@ _SOURCE_TYPES = {
 }
 _BY_LOWER_CASE = {name.lower(): name for name in _SOURCE_TYPES}
 
-# Names that stand for nothing else: "Imagen AI" and "Gemini", say, are tools of photographers too.
+# A name counts where it is all that is said, but for a version: agencies, places and spacecraft are
+# called so, too, and other tools say which generator they have nothing to do with.
 _GENERATORS = (
-    *(
-        "adobe firefly",
-        "firefly image",
-        r"dall[-\u00b7\u2022 ]?e\b",
-        "midjourney",
-        "niji[- ]?journey",
-    ),
-    *("novelai", "stable ?diffusion", "stability ?ai", "dreamstudio", "automatic1111", r"sd\.next"),
-    *("comfyui", "invokeai", "fooocus", "draw things", "(?:stable)?swarmui", "easy diffusion"),
-    *(
-        "bing image creator",
-        "openai",
-        "chatgpt",
-        "gpt-4o",
-        "gpt-image",
-        "google (?:ai|imagen|gemini)",
-    ),
-    *(
-        "imagen [2-9]",
-        r"gemini \d",
-        "nano banana",
-        "ideogram",
-        r"leonardo\.ai",
-        "black forest labs",
-    ),
-    *(r"flux\.[12]", "recraft", "runwayml", r"krea\.ai", "xai grok", "grok image", "meta ai"),
-    *("imagined with ai", "playground ai", "nightcafe", "seedream", "qwen-image", "hunyuan"),
+    *("adobe firefly", "firefly image", "midjourney", "niji[- ]?journey", "dreamstudio"),
+    *(r"(?:openai )?dall[-\u00b7\u2022 ]e", "dalle[- ]?[23]", "(?:microsoft )?bing image creator"),
+    *("openai", "chatgpt", "gpt-4o", "gpt-image", "novelai", "stable[- ]?diffusion"),
+    *("stability ?ai", "automatic1111", r"sd\.next", "comfyui", "invokeai", "fooocus"),
+    *("draw things", "(?:stable)?swarmui", "easy diffusion", "google (?:ai|imagen|gemini)"),
+    *(r"gemini[- ]\d(?:\.\d)?[- ](?:flash|pro)[- ]image", "nano banana", r"imagen-\d\.\d"),
+    *("ideogram", r"leonardo\.ai", "black forest labs", r"flux\.[12]", "recraft", "runwayml"),
+    *(r"krea\.ai", "xai grok", "grok imagine?", "meta ai", "imagined? with (?:meta )?ai"),
+    *("playground ai", "nightcafe", "seedream", "qwen-image", "hunyuan[- ]?(?:image|dit)"),
 )
-_GENERATOR = re.compile(rf"\b(?:{'|'.join(_GENERATORS)})", re.IGNORECASE)
+_VERSION = (
+    r"v?\d[\w.]*|version|v|xl|turbo|web ?ui|api|app|bot|studio|images?|model|diffusion|pro|plus|max"
+    "|ultra|flash|fast|mini|dev|schnell|preview|beta|alpha|large|medium|small|core|generate"
+)
+_GENERATOR = re.compile(
+    rf"(?:{'|'.join(_GENERATORS)})(?:[ ,:/()\[\]-]+(?:{_VERSION})\b)*[)\]]?", re.IGNORECASE
+)
+# Google's, word by word: others' credits are names of people and agencies.
+_CREDITS = {"made with google ai": AI_GENERATED, "edited with google ai": AI_EDITED}
+_NONE = re.compile(
+    r"[\W\d_]*$|(?:n/?a|no|non|none|not|nil|null|false|unknown|undefined|without|sans|ohne|nein|kein\w*"
+    r"|aucun\w*|ning[u\u00fa]n\w*|nessun\w*|nenhum\w*)\b",
+    re.IGNORECASE,
+)
 _NO_NAME = re.compile(r"[{}]|\b(?:prompt|workflow|steps):", re.IGNORECASE)
 
 
@@ -99,7 +95,17 @@ def source_type(value: object) -> tuple[str | None, str]:
 
 def is_generator(name: str | None) -> bool:
     """Whether software of that name makes images by a trained model."""
-    return name is not None and _GENERATOR.search(name) is not None
+    return name is not None and _GENERATOR.fullmatch(name) is not None
+
+
+def credited(line: str | None) -> str:
+    """What a credit line declares."""
+    return _CREDITS.get(line.lower(), NOTHING) if line else NOTHING
+
+
+def is_none(value: str) -> bool:
+    """Whether a value says that there is none, as people and templates fill fields in."""
+    return _NONE.match(value) is not None
 
 
 def software(*names: str | None) -> str:

@@ -91,7 +91,7 @@ class _Reader:
         self._open.append(name)
         if tuple(self._open[-2:]) == _DESCRIPTION and len(self._open) <= 3:
             for attribute, value in attributes.items():
-                if attribute in _NAMES:
+                if attribute in _NAMES and value.strip():
                     self._values.setdefault(_NAMES[attribute], value[:_MOST_CHARACTERS])
 
     def end(self, _name: str) -> None:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.staticfiles import NotModifiedResponse, StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from app.settings import Settings
 
@@ -25,11 +26,19 @@ _LINK_TO_DOCS = '<a href="docs">API reference</a>'
 _RELATIVE = re.compile(r'\b(href|src)="(?!#)')
 
 
+class _Files(StaticFiles):
+    """Files too small to send parts of: a Range is ignored, whatever it says."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
 def add_page(app: FastAPI, settings: Settings) -> None:
     """Serve the page at the root, and its files below `/page`."""
     body = _written(settings).encode()
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    files = StaticFiles(directory=_FOLDER / "files")
+    files = _Files(directory=_FOLDER / "files")
 
     async def page(request: Request) -> Response:
         """The page, or that a browser has it."""

@@ -169,7 +169,7 @@ class ViewPlan(BaseModel):
         if not self.whole:
             return "the views' mean logit"
         whole, rest = self.whole_share, 1 - self.whole_share
-        return f"{whole:g} x the whole image's logit + {rest:g} x the other views' mean logit"
+        return f"{whole:g} x the centre square's logit + {rest:g} x the other views' mean logit"
 
     def select(self, images: Tensor, *, generator: torch.Generator | None = None) -> Selection:
         """Every view at once.

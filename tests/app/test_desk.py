@@ -96,16 +96,16 @@ class Watched:
 
     def _watched(
         self, decoders: Decoders, parts: Iterable[bytes], limits: Limits
-    ) -> tuple[Picture, ProvenanceOut]:
+    ) -> tuple[Picture, ProvenanceOut, bool]:
         def watched() -> Iterator[bytes]:
             for part in parts:
                 self.files.append(part)
                 yield part
                 del part
 
-        picture, provenance = self._inspect(decoders, watched(), limits)
+        picture, provenance, is_read = self._inspect(decoders, watched(), limits)
         self.pixels.append(weakref.ref(picture.pixels))
-        return picture, provenance
+        return picture, provenance, is_read
 
     def held(self) -> int:
         """Files and pixels that anybody but this test holds."""

@@ -5,7 +5,7 @@ import pytest
 
 from app.errors import ApiError
 from app.metrics import Metrics
-from app.results import Results
+from app.results import Passing, Results
 
 
 def count(metrics: Metrics, result: str) -> float:
@@ -97,6 +97,20 @@ def test_what_is_being_made_is_made_once_for_all(size: int) -> None:
     asyncio.run(run())
     assert count(metrics, "shared") == 11
     assert (count(metrics, "hit"), count(metrics, "miss")) == ((1, 1) if size else (0, 0))
+
+
+def test_what_is_passing_is_shared_and_not_kept() -> None:
+    async def run() -> None:
+        results, work = Results[str](10, 60, Metrics(), ignore), Work()
+        waiting = begin(results, work, Passing("as far as it went"), 2)
+        await asyncio.sleep(0.01)
+        work.gate.set()
+        assert await asyncio.gather(*waiting) == ["as far as it went"] * 2
+        assert results.kept("key") is None
+        assert await get(results, work, "key", "all of it") == "all of it"
+        assert results.kept("key") == "all of it"
+
+    asyncio.run(run())
 
 
 def test_who_leaves_ends_the_work_only_as_the_last() -> None:

@@ -92,9 +92,10 @@ def test_trust_anchors_are_read_at_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "anchors.pem"
-    path.write_text(f"# an authority\n{authority()}{stranger()}")
+    certificates = f"{authority()}{stranger()}"
+    path.write_text(f"\ufeff# \u706f\u53f0: an authority\n{certificates}", encoding="utf-8")
     monkeypatch.setenv("NSNET_TRUST_ANCHORS", str(path))
-    assert load_settings().anchors() == path.read_text()
+    assert load_settings().anchors() == f"# : an authority\n{certificates}"
     monkeypatch.delenv("NSNET_TRUST_ANCHORS")
     assert load_settings().anchors() == ""
 

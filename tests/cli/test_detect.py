@@ -288,6 +288,24 @@ def test_a_name_is_one_line_and_nothing_but_a_name(
     assert json.loads(shown) == {"path": name, "error": "No.", "code": "unreadable"}
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"error": "\x1b[2J\nreal", "code": "unreadable"},
+        GOOD | {"verdict": "\x1b[2J\nreal"},
+        GOOD | {"warnings": ["\x1b[2J\nreal"]},
+        GOOD | {"provenance": {"declares": "\x1b[2J\nreal"}},
+    ],
+    ids=["error", "verdict", "warning", "declaration"],
+)
+def test_what_is_said_of_an_image_is_one_line(
+    said: dict[str, Any], here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, lambda _: said)
+    [line] = here("detect", "a.jpg")[1].splitlines()
+    assert line.isprintable()
+
+
 def test_a_folder_that_cannot_be_listed_is_told(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

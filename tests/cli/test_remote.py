@@ -1,5 +1,6 @@
 """`nsnet detect --server`: the lines that `nsnet detect` prints, of a server's answers."""
 
+import io
 import json
 import os
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -137,8 +139,10 @@ def test_what_is_no_address_is_told(here: Here, folder: Path, url: str) -> None:
     assert here("detect", "--server", url, str(folder)) == (1, "", told)
 
 
+FORGED = "\x1b]0;forged\x07\nreal          0.001  other.jpg"
 MODEL = answer(200, '{"limits": {"max_upload_bytes": 100000}}')
-SCORED = answer(200, '{"verdict": "real", "score": 0.1, "looks": 1, "warnings": []}')
+GOOD = {"verdict": "real", "score": 0.1, "looks": 1, "warnings": []}
+SCORED = answer(200, json.dumps(GOOD))
 
 
 @pytest.mark.parametrize("body", ["<html>", "[]", "null", "{}"])
@@ -148,6 +152,106 @@ def test_another_server_is_told(here: Here, folder: Path, body: str, before: lis
         status, shown, told = here("detect", "--server", server.url, str(folder / "a.png"))
     assert (status, shown) == (1, "")
     assert told == f"nsnet: what answers at {server.url} is no NS-Net server: status 200\n"
+
+
+DEEP = "[" * 200_000
+ODD: tuple[dict[str, Any], ...] = (
+    {"verdict": None},
+    {"verdict": ["real"]},
+    {"score": float("nan")},
+    {"score": 7},
+    {"score": True},
+    {"score": "0.1"},
+    {"warnings": [1, 2]},
+    {"warnings": "animation"},
+    {"provenance": ["camera"]},
+    {"provenance": {"declares": {}}},
+    {"evidence": {"windows": [{"log_odds": 1.0}]}},
+    {"evidence": {"windows": [{"box": {"left": "0"}, "log_odds": 1.0}]}},
+)
+
+
+def limited(number: str) -> str:
+    return f'{{"limits": {{"max_upload_bytes": {number}}}}}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [*(json.dumps(GOOD | odd) for odd in ODD), DEEP, '{"a":' * 200_000],
+    ids=lambda body: body[:90],
+)
+def test_an_answer_of_another_shape_is_told_in_one_line(
+    here: Here, folder: Path, body: str
+) -> None:
+    command = ("detect", "--explain", "--server")
+    with scripted(MODEL, answer(200, body)) as server:
+        status, shown, told = here(*command, server.url, str(folder / "a.png"))
+    assert (status, shown) == (1, "")
+    assert told == f"nsnet: what answers at {server.url} is no NS-Net server: status 200\n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [*map(limited, ("-5", "0", "Infinity", "1e999", "true", '"9"')), DEEP],
+    ids=lambda body: body[:60],
+)
+def test_limits_of_another_shape_are_told_in_one_line(here: Here, folder: Path, body: str) -> None:
+    with scripted(answer(200, body)) as server:
+        status, shown, told = here("detect", "--server", server.url, str(folder / "a.png"))
+    assert (status, shown) == (1, "")
+    assert told == f"nsnet: what answers at {server.url} is no NS-Net server: status 200\n"
+
+
+def test_a_limit_beyond_all_memory_is_none(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(grey(10))))
+    with scripted(answer(200, limited("9" * 30)), SCORED) as server:
+        assert here("detect", "--server", server.url, "-") == (0, "real          0.100  -\n", "")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, GOOD | {"verdict": FORGED}),
+        (200, GOOD | {"warnings": ["animation", FORGED]}),
+        (200, GOOD | {"provenance": {"declares": FORGED}}),
+        (400, {"detail": FORGED, "code": "bad_request"}),
+    ],
+    ids=["verdict", "warning", "declaration", "error"],
+)
+def test_a_servers_words_are_one_line_and_nothing_but_words(
+    here: Here, folder: Path, status: int, body: dict[str, Any]
+) -> None:
+    with scripted(MODEL, answer(status, json.dumps(body))) as server:
+        shown = here("detect", "--server", server.url, str(folder / "a.png"))[1]
+    [line] = shown.splitlines()
+    assert line.isprintable()
+    assert "\\x1b]0;forged\\x07\\n" in line
+
+
+def test_a_refusal_is_one_line_and_nothing_but_words(here: Here, folder: Path) -> None:
+    refusal = answer(400, json.dumps({"detail": FORGED, "code": "bad_request"}))
+    with scripted(refusal) as server:
+        _, _, told = here("detect", "--server", server.url, str(folder))
+    [line] = told.splitlines()
+    assert line.isprintable()
+
+
+def test_no_windows_are_no_highest_one(here: Here, folder: Path) -> None:
+    with scripted(MODEL, answer(200, json.dumps(GOOD | {"evidence": {"windows": []}}))) as server:
+        command = ("detect", "--explain", "--server", server.url, str(folder / "a.png"))
+        assert here(*command) == (0, f"real          0.100  {folder}/a.png\n", "")
+
+
+def test_a_password_in_the_address_is_not_told(here: Here, folder: Path) -> None:
+    other, refusal = answer(200, "[]"), answer(401, "{}")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        gone = f"127.0.0.1:{closed.getsockname()[1]}"
+    with scripted(other, refusal) as server:
+        place = server.url.removeprefix("http://")
+        for address in (place, place, gone):
+            _, _, told = here("detect", "--server", f"http://me:secret@{address}", str(folder))
+            assert f"http://{address}" in told
+            assert "secret" not in told
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import stamina
+import tenacity
 
-from nsnet_client import AsyncClient, Client, Detection, ImageLike, Item, ModelDetails
+from nsnet_client import AsyncClient, Client, Detection, ImageLike, Item, ModelDetails, _wire
 from tests.server.conftest import Running, running
 
 
@@ -84,10 +84,9 @@ def server() -> Iterator[Running]:
 
 
 @pytest.fixture
-def at_once() -> Iterator[None]:
-    """No waiting between attempts, as many as there are."""
-    with stamina.set_testing(True, attempts=100, cap=True):
-        yield
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between attempts but what a server asks for."""
+    monkeypatch.setattr(_wire, "_BACKOFF", tenacity.wait_none())
 
 
 @dataclass

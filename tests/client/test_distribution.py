@@ -24,7 +24,7 @@ def test_client_and_service_are_of_one_version() -> None:
 
 def test_the_client_needs_two_libraries_and_nothing_of_the_service() -> None:
     needed = map(Requirement, project("client/pyproject.toml")["dependencies"])
-    assert {one.name for one in needed} == {"httpx", "stamina"}
+    assert {one.name for one in needed} == {"httpx", "tenacity"}
     listed = "import sys, nsnet_client; print(*sys.modules)"
     command = [sys.executable, "-c", listed]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT / "client")

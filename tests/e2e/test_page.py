@@ -298,6 +298,24 @@ def test_a_busy_server_is_waited_for(server: Running, visit: Visit, status: int)
     expect(page.locator("#summary")).to_have_text("Looks like a photograph: 1. No opinion: 1.")
 
 
+@pytest.mark.parametrize("wait", ["2500000", "601", "Infinity", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_who_asks_for_too_long_a_wait_is_not_waited_for(
+    server: Running, visit: Visit, wait: str
+) -> None:
+    """A browser's timer that is set to more than 24 days rings at once."""
+    page = visit(server.url, refused="the server responded with a status of 503")
+    sent = uploads(page)
+    page.route(
+        "**/detect",
+        lambda route: route.fulfill(**problem(503, "Draining.", **{"Retry-After": wait})),
+    )
+    choose(page, *greys(1))
+    text = "Draining. It asks to wait for more than ten minutes: try again later."
+    expect(row(page, "0.png")).to_contain_text(text)
+    expect(row(page, "0.png").get_by_role("button", name="Try again")).to_be_visible()
+    assert len(sent) == 1
+
+
 def test_cancelling_while_waiting(server: Running, visit: Visit) -> None:
     page = visit(server.url, refused="the server responded with a status of 503")
     page.route(
@@ -499,7 +517,7 @@ def test_a_map_of_what_the_browser_cannot_show(server: Running, visit: Visit) ->
     image = Image.open(io.BytesIO(halves()))
     choose(page, file("scan.tif", encoded(image, "TIFF")))
     panel, _ = why(page, "scan.tif")
-    expect(panel).to_contain_text("This browser does not show the image itself.")
+    expect(panel).to_contain_text("The image itself cannot be shown under its map.")
     expect(panel.get_by_role("img", name="The image scan.tif")).to_have_count(0)
     expect(panel.locator(".heat")).to_be_visible()
 
@@ -514,12 +532,17 @@ def test_an_image_too_small_for_a_map_has_its_windows(server: Running, visit: Vi
     expect(panel.get_by_role("slider")).to_have_count(0)
 
 
+def turned(codec: str, value: int, order: str = "<") -> bytes:
+    """An image that its EXIF turns, written in either byte order."""
+    exif = Image.Exif()
+    exif.endian = order
+    exif[0x0112] = value
+    return encoded(Image.open(io.BytesIO(halves())), codec, exif=exif)
+
+
 def test_an_image_that_its_exif_turns_lies_under_the_map(server: Running, visit: Visit) -> None:
-    image = Image.open(io.BytesIO(halves()))
-    exif = image.getexif()
-    exif[0x0112] = 6
     page = visit(server.url)
-    choose(page, file("a.jpg", encoded(image, "JPEG", exif=exif)))
+    choose(page, file("a.jpg", turned("JPEG", 6)))
     panel, _ = why(page, "a.jpg")
     expect(panel.get_by_role("img", name="The image a.jpg")).to_be_visible()
     stage = panel.locator(".stage").bounding_box()
@@ -527,13 +550,52 @@ def test_an_image_that_its_exif_turns_lies_under_the_map(server: Running, visit:
     assert stage["height"] > stage["width"]
 
 
-def test_a_server_that_does_not_explain_says_so(visit: Visit) -> None:
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="%d"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    ("data", "lies_under"),
+    [
+        (turned("JPEG", 3), True),
+        (turned("WEBP", 1), True),
+        (turned("WEBP", 3), False),
+        (turned("WEBP", 3, ">"), False),
+        (turned("WEBP", 2), False),
+        (encoded(Image.open(io.BytesIO(halves())), "JPEG", xmp=XMP % 1), True),
+        (encoded(Image.open(io.BytesIO(halves())), "JPEG", xmp=XMP % 3), False),
+    ],
+    ids=["JPEG", "upright WebP", "WebP", "big-endian", "mirrored", "upright by XMP", "XMP"],
+)
+def test_an_image_lies_under_the_map_only_as_the_server_has_seen_it(
+    server: Running, visit: Visit, data: bytes, lies_under: bool
+) -> None:
+    """Chromium turns no WebP, and nothing by XMP: what is upside down has the same sides."""
+    page = visit(server.url)
+    choose(page, file("a", data))
+    panel, _ = why(page, "a")
+    expect(panel.locator(".heat")).to_be_visible()
+    expect(panel.get_by_role("img", name="The image a")).to_have_count(int(lies_under))
+    note = panel.get_by_text("The image itself cannot be shown under its map.")
+    expect(note).to_be_visible(visible=not lies_under)
+
+
+def test_where_nothing_is_explained_it_is_not_offered(visit: Visit) -> None:
     with running(explain=False) as server:
-        page = visit(server.url, refused="the server responded with a status of 422")
+        page = visit(server.url)
         choose(page, *greys(1))
-        page.get_by_role("button", name="Why?").click()
-        expect(page.get_by_role("article")).to_contain_text("`explain` is switched off")
-        expect(page.get_by_role("button", name="Why?")).to_be_enabled()
+        article = page.get_by_role("article")
+        expect(article).to_contain_text("What this does not mean")
+        expect(article.get_by_role("heading", name="Why this score")).to_have_count(0)
+        expect(article.get_by_role("button", name="Why?")).to_have_count(0)
+
+
+def test_a_refusal_to_explain_is_told(server: Running, visit: Visit) -> None:
+    page = visit(server.url, refused="the server responded with a status of 422")
+    page.route("**/detect?explain=*", lambda route: route.fulfill(**problem(422, "Not this one.")))
+    choose(page, *greys(1))
+    page.get_by_role("button", name="Why?").click()
+    expect(page.get_by_role("article")).to_contain_text("Not this one.")
+    expect(page.get_by_role("button", name="Why?")).to_be_enabled()
 
 
 def test_warnings_are_in_words(server: Running, visit: Visit) -> None:
@@ -629,6 +691,23 @@ def test_export(server: Running, visit: Visit, tmp_path: Path) -> None:
     assert rows[1]["error"] == "unsupported_media_type"
     assert float(rows[2]["score"]) == pytest.approx(20 / 255)
     assert text.count("\r\n") == 5
+
+
+def test_no_name_is_a_formula_of_a_spreadsheets(
+    server: Running, visit: Visit, tmp_path: Path
+) -> None:
+    names = [
+        f"{start}1.png" for start in ("＝", "＋", "－", "＠", " =", "\u3000+", "\u00a0-", "\t")
+    ]
+    page = visit(server.url)
+    choose(page, *(file(name, b"no image") for name in names))
+    done(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export CSV").click()
+    download.value.save_as(tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(encoding="utf-8-sig", newline="") as text:
+        found = [one["filename"] for one in csv.DictReader(text)]
+    assert found == [f"'{name}" for name in names]
 
 
 # --- where it is served, and how it looks ---------------------------------------------------------

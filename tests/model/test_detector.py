@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from model.detector import Detector, ModelError
 from model.errors import ImageTooSmallError
+from model.evidence import Region
 from model.hardware import Runtime
 from model.verdicts import Reason, Verdict
 from model.views.patches import PatchRule
@@ -319,3 +320,18 @@ def test_of_mosaics_each_is_one_view(detector: Detector) -> None:
     assert found.evidence is not None
     assert [judged.kind for judged in found.evidence.views] == [None, None]
     assert found.evidence.combination == "the views' mean logit, `all`"
+
+
+def test_a_region_that_stands_out_is_warned_of(
+    checkpoint: Path, tiny_tower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = load(checkpoint, tiny_tower, "all")
+    image = photo(200, 300)
+    assert "uneven" not in detector.detect([image], explain=True)[0].warnings
+    monkeypatch.setattr("model.evidence.UNEVEN", -1e9)
+    monkeypatch.setattr("model.evidence.contrast_of", lambda _: Region((0, 0, 64, 64), 1.0))
+    found = detector.detect([image], explain=True)[0]
+    assert "uneven" in found.warnings
+    assert found.evidence is not None
+    assert found.evidence.uneven == Region((0, 0, 64, 64), 1.0)
+    assert "uneven" not in detector.detect([image])[0].warnings

@@ -3,11 +3,25 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from model.evidence import COLOURS, LOG_ODDS, Evidence, Judged, contrast_of, draw, heat, uneven
-from model.verdicts import Calibration
-from model.views.patches import View
+from model.evidence import (
+    COLOURS,
+    LOG_ODDS,
+    UNEVEN,
+    Evidence,
+    Judged,
+    contrast_of,
+    draw,
+    evidence_of,
+    heat,
+    uneven,
+)
+from model.verdicts import Calibration, Calibrations, Margins, Thresholds, VerdictRules
+from model.views.patches import PatchRule, View
+from model.views.plan import Grounds, ViewPlan
+from model.views.windows import cut_windows
 
 Box = tuple[int, int, int, int]
 GRID = [(x, y, x + 40, y + 40) for y in (0, 20, 40, 60) for x in (0, 20, 40, 60)]
@@ -100,3 +114,62 @@ def test_where_windows_tell_nothing_apart_there_is_no_map_and_no_region() -> Non
     assert seen.heatmap(100, 100) is not None
     small = Evidence((), "", windows, mapped=False)
     assert (small.uneven, small.heatmap(100, 100)) == (None, None)
+
+
+@pytest.mark.parametrize(("more", "stands_out"), [(-0.1, False), (0.1, True)])
+def test_how_far_a_region_has_to_stand_out(more: float, stands_out: bool) -> None:
+    """Under 6, lamps in dark corners of photographs did."""
+    assert UNEVEN == 6
+    high = UNEVEN - 3 + more
+    windows = [judged(high if box == GRID[0] else -3.0, box) for box in GRID]
+    assert (uneven(windows) is not None) == stands_out
+
+
+def test_a_window_counts_most_in_its_middle() -> None:
+    values = heat([judged(4.0, (0, 0, 60, 40)), judged(-2.0, (40, 0, 100, 40))], (40, 100), (4, 50))
+    between = values[0, 20:30]
+    assert np.all(np.diff(between) < 0)  # no edge where one ends
+    assert abs(between[0] - 4.0) < 1.5
+
+
+def test_both_ends_of_the_legend_are_as_dark_and_differ_in_blue() -> None:
+    """Who cannot tell red from green can tell these."""
+    lightness = []
+    for colour in COLOURS:
+        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        lightness.append(0.299 * red + 0.587 * green + 0.114 * blue)
+    assert lightness == sorted(lightness[:4]) + sorted(lightness[4:], reverse=True)
+    assert abs(lightness[0] - lightness[-1]) < 40
+    assert int(COLOURS[0][5:], 16) - int(COLOURS[-1][5:], 16) > 60
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "mapped"),
+    [
+        ((300, 330), "window", False),
+        ((300, 336), "window", True),
+        ((448, 500), "window", True),
+        ((700, 800), "reduced_window", True),
+        ((700, 9000), None, True),  # reduced further than any calibration is of
+    ],
+)
+def test_windows_are_calibrated_as_they_were_cut(
+    size: tuple[int, int], kind: str | None, mapped: bool
+) -> None:
+    plan = ViewPlan(whole=True, patches=PatchRule())
+    calibration = Calibration(slope=1.0, intercept=0.5, fitted_on="nothing")
+    rules = VerdictRules(
+        calibrations=Calibrations(
+            first=calibration, all=calibration, window=calibration, reduced_window=calibration
+        ),
+        thresholds=Thresholds(real_below=0.3, ai_above=0.7),
+        margins=Margins(clearing=0.0, accusing=0.0),
+    )
+    windows = cut_windows(torch.zeros(1, 3, *size, dtype=torch.uint8), plan.patches, 14)
+    logits = tuple(float(index) for index in range(len(windows.views)))
+    grounds = Grounds((View((0, 0, 1, 1), None),), windows, logits)
+    evidence = evidence_of(grounds, (1.0,), plan, rules, glance=True)
+    assert {window.kind for window in evidence.windows} == {kind}
+    assert evidence.windows[0].log_odds == (0.0 if kind is None else 0.5)
+    assert evidence.mapped == mapped
+    assert evidence.views[0].kind == "first"

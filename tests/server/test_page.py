@@ -44,6 +44,14 @@ def test_what_a_browser_has_is_not_sent_again(server: Running, path: str) -> Non
         assert other.status_code == 200
 
 
+@pytest.mark.parametrize("value", ["bytes=0-1", "bytes=9999999-", "bytes=abc", "lines=1", "x"])
+def test_no_part_of_a_file_is_sent(server: Running, value: str) -> None:
+    with server.client() as client:
+        whole = client.get("/page/page.js")
+        answer = client.get("/page/page.js", headers={"Range": value})
+    assert (answer.status_code, answer.content) == (200, whole.content)
+
+
 def test_head_and_other_methods(server: Running) -> None:
     with server.client() as client:
         for path in ("/", "/page/page.css"):

@@ -209,6 +209,21 @@ def test_a_manifest_that_is_its_readers_end_costs_no_verdict(
         assert answer(server, grey())["verdict"] == "ai_generated"
 
 
+def test_what_was_not_read_to_its_end_is_answered_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = signed(grey(), "image/png")
+    library = doubles.write_library(tmp_path, doubles.IS_KILLED)
+    monkeypatch.syspath_prepend(tmp_path)
+    with running(shared=False, cached=True, decode_workers=1) as server:
+        first = answer(server, data)
+        library.unlink()  # whoever reads it next is not killed
+        second, third = answer(server, data), answer(server, data)
+    found = [(one["cached"], one["provenance"]["c2pa"]["status"]) for one in (first, second, third)]
+    assert found == [(False, "unverified"), (False, "valid"), (True, "valid")]
+    assert first["verdict"] == second["verdict"]
+
+
 def _metrics(server: Running) -> str:
     with server.client() as client:
         return client.get("/metrics").text

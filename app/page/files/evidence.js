@@ -17,18 +17,21 @@ const place = ({ left, top, right, bottom }) => `${left}–${right} × ${top}–
  * @returns {Promise<HTMLElement>} a group that can be focused
  */
 export async function evidence(item) {
-  const result = await detect(item.file, undefined, "?explain=true&heatmap=png");
+  const [result, unsure] = await Promise.all([
+    detect(item.file, undefined, "?explain=true&heatmap=png"),
+    perhapsTurned(item.file).catch(() => true),
+  ]);
   const { evidence: found, image } = result;
   if (!found) throw new Problem("no_evidence", "This server explains nothing.");
   const { heatmap, windows, uneven } = found;
   const reading = el("p", { className: "reading" });
   const boxes = windows.length > 0 && windowBoxes(windows, image, reading);
-  const missing = el("p", { hidden: true }, "This browser does not show the image itself.");
+  const missing = el("p", { hidden: !unsure }, "The image itself cannot be shown under its map.");
   const heat = heatmap && el("img", { src: png(heatmap.image), alt: "", className: "heat" });
   const stage = el(
     "div",
     { className: "stage" },
-    original(item, image, missing),
+    !unsure && original(item, image, missing),
     heat,
     uneven && placed(el("div", { className: "uneven" }), uneven.box, image),
     boxes,
@@ -54,6 +57,18 @@ export async function evidence(item) {
 }
 
 const png = (address) => (address.startsWith("data:image/png;") ? address : "");
+
+// EXIF's tag that turns an image, in either byte order; and what else does where there is none.
+const EXIF_TURNS = /\x01\x12\0.\0{3}\x01\0{1,3}[\x02-\x08]|\x12\x01.\0\x01\0{3}[\x02-\x08]\0/;
+const ELSE_TURNS = /tiff:Orientation(?:="|>)[2-8]|Raw profile type exif/;
+
+/** Whether this browser may show it another side up than the server has seen it: all browsers turn
+ * a JPEG by its EXIF, and what else a server goes by, some do not.
+ */
+async function perhapsTurned(file) {
+  const text = new TextDecoder("latin1").decode(await file.arrayBuffer());
+  return EXIF_TURNS.test(text) ? !text.startsWith("\xff\xd8") : ELSE_TURNS.test(text);
+}
 
 /** What lies under the map: the image, where this browser shows it as the server has seen it. */
 function original(item, { width, height }, missing) {

@@ -16,8 +16,8 @@ const row = ({ name, result, problem }) => ({
   error: problem?.code ?? null,
 });
 
-/** A spreadsheet would run a cell that begins so as a formula. */
-const FORMULA = /^[=+\-@\t\r\n]/;
+/** A spreadsheet would run a cell that begins so as a formula; some pass over spaces and width. */
+const FORMULA = /^\s*[=+\-@＝＋－＠]|^[\t\r\n]/;
 
 /** @param {any} value @returns {string} a cell, RFC 4180 */
 function cell(value) {

@@ -2,6 +2,7 @@
 
 import { byId, el, fixed, say } from "./dom.js";
 import { evidence } from "./evidence.js";
+import { model } from "./server.js";
 import { SOURCES, VERDICTS, cutsInWords, declared, facts, reason } from "./words.js";
 import { sourceInWords, warned } from "./words.js";
 
@@ -118,6 +119,9 @@ function details(item) {
   const why = el("button", { type: "button", className: "main" }, "Why?");
   const answer = el("p");
   const place = el("div");
+  const title = el("h4", {}, "Why this score");
+  const explained = el("div", { hidden: true }, title, answer, why, place);
+  model().then(({ limits }) => (explained.hidden = limits.explained === null));
   const tell = (text) => say((answer.textContent = text));
   why.addEventListener("click", async () => {
     why.disabled = true;
@@ -153,10 +157,7 @@ function details(item) {
       ),
     ),
     ...provenance(result.provenance),
-    el("h4", {}, "Why this score"),
-    answer,
-    why,
-    place,
+    explained,
     el("p", { className: "quiet" }, ...imageFacts(result)),
   );
 }

@@ -7,6 +7,8 @@ const ROOT = new URL("../", import.meta.url); // right below whichever path the 
 const UNREACHABLE =
   "The server cannot be reached. Perhaps it is being restarted, or the network is down.";
 
+const PATIENCE_S = 600; // with a server that asks to come again
+
 let key = ""; // in memory alone
 
 /** Why something was not answered, in the server's words or in the page's. */
@@ -85,6 +87,10 @@ async function ask(path, { body, type, accept = "application/json", signal } = {
       const why = sent ? "The server does not know this key." : "This server asks for an API key.";
       if (sent === key) await askForKey(new Problem("unauthorized", why, 401));
     } else if ([429, 503].includes(response.status) && wait) {
+      if (wait > PATIENCE_S) {
+        problem.message += " It asks to wait for more than ten minutes: try again later.";
+        throw problem;
+      }
       note(`${problem.message} Trying again in ${wait} s.`);
       await pause(wait, signal);
     } else throw problem;

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import httpx
-import stamina
+import tenacity
 
 from nsnet_client._wire import (
     Batch,
@@ -136,7 +136,7 @@ class Client:
         self.close()
 
     def _answer(self, kind: type[T], request: dict[str, Any]) -> T:
-        for attempt in stamina.retry_context(**self._retries.arguments()):
+        for attempt in tenacity.Retrying(**self._retries.arguments()):
             with attempt, transport_errors():
                 return parse(kind, self._http.request(**request))
         raise AssertionError  # the last attempt returns or raises
@@ -146,7 +146,7 @@ class Client:
         stream = self._stream(batch)
         try:
             while True:
-                for attempt in stamina.retry_context(**self._retries.arguments()):
+                for attempt in tenacity.Retrying(**self._retries.arguments()):
                     with attempt:
                         item = next(stream, None)
                         if item is None and batch.missing:  # it broke off before
@@ -164,10 +164,9 @@ class Client:
             if response.status_code != 200:
                 response.read()
             check(response)
-            for line in response.iter_lines():
-                item = batch.take(line)
-                if item is not None:
-                    yield item
+            for part in response.iter_bytes():
+                yield from batch.take(part)
+            yield from batch.take(b"\n")  # of the last line, which may lack it
         if batch.missing:
             raise broken_off()
 
@@ -238,7 +237,7 @@ class AsyncClient:
         await self.aclose()
 
     async def _answer(self, kind: type[T], request: dict[str, Any]) -> T:
-        async for attempt in stamina.retry_context(**self._retries.arguments()):
+        async for attempt in tenacity.AsyncRetrying(**self._retries.arguments()):
             with attempt, transport_errors():
                 return parse(kind, await self._http.request(**request))
         raise AssertionError  # the last attempt returns or raises
@@ -247,7 +246,7 @@ class AsyncClient:
         stream = self._stream(batch)
         try:
             while True:
-                async for attempt in stamina.retry_context(**self._retries.arguments()):
+                async for attempt in tenacity.AsyncRetrying(**self._retries.arguments()):
                     with attempt:
                         item = await anext(stream, None)
                         if item is None and batch.missing:
@@ -265,9 +264,10 @@ class AsyncClient:
                 if response.status_code != 200:
                     await response.aread()
                 check(response)
-                async for line in response.aiter_lines():
-                    item = batch.take(line)
-                    if item is not None:
+                async for part in response.aiter_bytes():
+                    for item in batch.take(part):
                         yield item
+                for item in batch.take(b"\n"):  # of the last line, which may lack it
+                    yield item
         if batch.missing:
             raise broken_off()

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, TypeAlias, TypeVar
 
 import httpx
+import tenacity
 
 from nsnet_client.errors import ApiError, TransportError
 from nsnet_client.models import Item, ItemError, ItemOk, Limits, Problem, build
@@ -29,6 +29,8 @@ RETRIED: Final = (429, 503)
 
 _NDJSON = "application/x-ndjson"
 _PART_BYTES = 512  # of a form around each file: its boundary and headers take less
+_MOST_LINE_BYTES = 16 << 20  # of an answer: far above what is said of one image
+_BACKOFF: Final = tenacity.wait_exponential(multiplier=0.1, max=4) + tenacity.wait_random(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +114,12 @@ class Batch:
         self.missing = {image.index: image for image in images}
         self._params = {} if threshold is None else {"threshold": threshold}
         self._sent: dict[int, Loaded] = {}
+        self._line = bytearray()  # so far, without its end
 
     def request(self) -> dict[str, Any]:
         """Arguments of a request for what is missing; no name is sent."""
         self._sent = dict(enumerate(self.missing.values()))
+        self._line.clear()
         return {
             "method": "POST",
             "url": "detect/batch",
@@ -124,20 +128,36 @@ class Batch:
             "headers": {"Accept": _NDJSON},
         }
 
-    def take(self, line: str) -> Item | None:
-        """Take a line of the answer; None for the summary, which is the last.
+    def take(self, part: bytes) -> Iterator[Item]:
+        """Take what came of the answer next.
+
+        Yields:
+            Each item whose line is whole now.
 
         Raises:
-            TransportError: it is no whole line.
+            TransportError: a line is cut off.
             ApiError: `unexpected_answer`.
         """
-        try:
-            value = json.loads(line)
-        except ValueError:
-            raise broken_off() from None
-        if isinstance(value, dict) and "summary" in value:
-            return None
+        *ends, rest = part.split(b"\n")
+        for end in ends:
+            line = bytes(self._line + end)
+            self._line.clear()
+            item = self._item(line) if line else None
+            if item is not None:
+                yield item
+        self._line += rest
+        if len(self._line) > _MOST_LINE_BYTES:
+            raise _unexpected(200, None)
+
+    def _item(self, line: bytes) -> Item | None:
+        """What a line holds; None of the summary, which is the last."""
         with _expected(200):
+            try:
+                value = json.loads(line)
+            except ValueError:
+                raise broken_off() from None
+            if isinstance(value, dict) and "summary" in value:
+                return None
             kind = {"ok": ItemOk, "error": ItemError}[value["status"]]
             sent = self._sent[value["index"]]
             item: Item = build(kind, value | {"index": sent.index, "filename": sent.filename})
@@ -196,13 +216,12 @@ def check(response: httpx.Response) -> None:
     """
     if response.status_code == 200:
         return
-    try:
+    retry_after = _retry_after(response)
+    with _expected(response.status_code, retry_after):
         problem = response.json()
         code, detail = str(problem["code"]), str(problem["detail"])
-    except (ValueError, KeyError, TypeError):
-        raise _unexpected(response.status_code, _retry_after(response)) from None
     request_id = problem.get("request_id") or response.headers.get("X-Request-ID")
-    raise ApiError(response.status_code, code, detail, request_id, _retry_after(response))
+    raise ApiError(response.status_code, code, detail, request_id, retry_after)
 
 
 def parse(kind: type[T], response: httpx.Response) -> T:
@@ -217,11 +236,11 @@ def parse(kind: type[T], response: httpx.Response) -> T:
 
 
 @contextlib.contextmanager
-def _expected(status: int) -> Iterator[None]:
+def _expected(status: int, retry_after: float | None = None) -> Iterator[None]:
     try:
         yield
-    except (ValueError, LookupError, TypeError):
-        raise _unexpected(status, None) from None
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        raise _unexpected(status, retry_after) from None
 
 
 def _unexpected(status: int, retry_after: float | None) -> ApiError:
@@ -236,9 +255,10 @@ def _retry_after(response: httpx.Response) -> float | None:
         return float(text)
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (when.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    when = when.replace(tzinfo=when.tzinfo or UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 # --- retries ------------------------------------------------------------------------------------
@@ -271,16 +291,25 @@ class Retries:
     for_s: float
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of `stamina.retry_context` for the attempts at one thing, from now on."""
-        end = time.monotonic() + self.for_s
+        """Arguments of tenacity's `Retrying` and `AsyncRetrying`."""
+        enough = tenacity.stop_after_attempt(self.most + 1) | tenacity.stop_before_delay(self.for_s)
+        return {
+            "retry": tenacity.retry_if_exception(_passing),
+            "wait": _wait,
+            "stop": enough,
+            "reraise": True,
+        }
 
-        def again(error: Exception) -> bool | float:
-            if not isinstance(error, ApiError):
-                return isinstance(error, TransportError)
-            if error.status not in RETRIED:
-                return False
-            if error.retry_after is None:
-                return True
-            return error.retry_after if time.monotonic() + error.retry_after <= end else False
 
-        return {"on": again, "attempts": self.most + 1, "timeout": self.for_s}
+def _passing(error: BaseException) -> bool:
+    """Whether another attempt may fare better."""
+    if isinstance(error, ApiError):
+        return error.status in RETRIED
+    return isinstance(error, TransportError)
+
+
+def _wait(attempt: tenacity.RetryCallState) -> float:
+    """Seconds before the next attempt: as many as the server asks for."""
+    error = attempt.outcome and attempt.outcome.exception()
+    asked = error.retry_after if isinstance(error, ApiError) else None
+    return _BACKOFF(attempt) if asked is None else asked

@@ -4,6 +4,7 @@ Fields that a newer server adds are left out; words that it adds, another warnin
 """
 
 import functools
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -270,6 +271,7 @@ class Limits:
     max_pixels: int
     max_aspect: float
     min_side: int
+    explained: int | None
     formats: tuple[str, ...]
 
 
@@ -338,7 +340,8 @@ def build(kind: type[T], value: Any) -> T:
     Raises:
         KeyError: a field is missing.
         TypeError: a value is of another type than its field.
-        ValueError: the same.
+        ValueError: the same, or a number is not finite.
+        OverflowError: a number is too large for its field.
     """
     made: T = _build(kind, value)
     return made
@@ -368,7 +371,9 @@ def _build(kind: Any, value: Any) -> Any:
     if origin is not None:  # a mapping
         return {name: _build(arguments[1], one) for name, one in _checked(dict, value).items()}
     if kind is float and type(value) is int:  # JSON may write 1 for 1.0
-        return float(value)
+        value = float(value)
+    if kind is float and not math.isfinite(_checked(float, value)):
+        raise ValueError("a finite number expected")
     return _checked(kind, value)
 
 

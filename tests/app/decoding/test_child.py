@@ -71,7 +71,8 @@ def test_what_a_file_declares_follows_its_pixels_message_by_message(
     assert len(pixels) == 40 * 30 * 3
     reports = [json.loads(connection.recv(MESSAGE_BYTES))["provenance"] for _ in range(2)]
     assert [report["c2pa"]["status"] for report in reports] == ["unverified", "valid"]
-    assert json.loads(connection.recv(MESSAGE_BYTES)) == {"last": False}
+    end = json.loads(connection.recv(MESSAGE_BYTES))
+    assert end == {"provenance_read": True, "last": False}
 
 
 def test_a_bug_in_reading_what_a_file_declares_is_told_by_its_name_alone(

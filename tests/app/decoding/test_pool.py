@@ -124,13 +124,30 @@ def test_a_decoder_that_ends_is_replaced(
             assert code(asked) == answer
     reasons = {None: "killed", "corrupt_image": "crashed", "too_expensive": "too_expensive"}
     assert replaced == [reasons[answer]]
-    for _ in range(3):  # the second one has died, too, before anybody needed it
-        try:
-            picture = decoders.decode([jpeg()], LIMITS)
-        except (ImageError, DecodersError):
-            continue
+    if ends is None:  # the second one does nothing either
+        with pytest.raises(ImageError):
+            decoders.decode([jpeg()], LIMITS)
+    picture = decoders.decode([jpeg()], LIMITS)
     assert (picture.pixels == decode(jpeg()).pixels).all()
     assert not set(pids(decoders)) & set(before[:1] if ends is None else before)
+    assert decoders.alive
+
+
+@pytest.mark.parametrize(
+    ("ends", "reason"), [(signal.SIGKILL, "killed"), (signal.SIGSEGV, "crashed")]
+)
+def test_a_decoder_that_ends_while_it_is_idle_costs_no_image(
+    start: Start, replaced: list[str], ends: signal.Signals, reason: str
+) -> None:
+    decoders = start()
+    before = [child._process for child in decoders._children]
+    for process in before:
+        process.send_signal(ends)
+    eventually(lambda: all(process.poll() is not None for process in before))
+    for _ in before:
+        assert decoders.decode([jpeg()], LIMITS).facts.format == "JPEG"
+    assert replaced == [reason, reason]
+    assert len(pids(decoders)) == len(before)
     assert decoders.alive
 
 
@@ -263,7 +280,8 @@ def test_what_a_file_declares_comes_with_its_picture(start: Start, replaced: lis
     decoders = start()
     data = signed(with_metadata("JPEG", exif=camera()), "image/jpeg")
     for _ in range(3):
-        picture, found = decoders.inspect([data[:99], data[99:]], LIMITS)
+        picture, found, is_read = decoders.inspect([data[:99], data[99:]], LIMITS)
+        assert is_read
         assert (picture.pixels == decode(data).pixels).all()
         assert (found.declares, found.c2pa.status, found.c2pa.trusted) == (
             "ai_generated",
@@ -324,14 +342,17 @@ def test_whatever_a_manifest_does_to_its_reader_the_picture_is_given(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(pool, "PROVENANCE_WALL_S", 0.5 if deed == doubles.SLEEPS_FOR_EVER else 30)
     decoders = start()
-    picture, found = decoders.inspect([data], LIMITS)
+    picture, found, is_read = decoders.inspect([data], LIMITS)
+    assert not is_read
     assert (picture.pixels == decode(data).pixels).all()
     assert (found.c2pa.status, found.c2pa.declares) == ("unverified", "nothing")
     assert found.declares == "ai_generated"  # what nobody signed was told before
     assert replaced == ([reason] if reason else [])
     assert told in caplog.text
     assert "may quote" not in caplog.text
-    assert decoders.inspect([jpeg()], LIMITS)[1].c2pa.status == "absent"
+    _, found, is_read = decoders.inspect([jpeg()], LIMITS)
+    assert is_read
+    assert found.c2pa.status == "absent"
 
 
 def test_a_decoder_that_says_no_more_than_the_facts_costs_what_a_file_declares(
@@ -344,7 +365,8 @@ def test_a_decoder_that_says_no_more_than_the_facts_costs_what_a_file_declares(
     )
     monkeypatch.syspath_prepend(tmp_path)
     decoders = start()
-    picture, found = decoders.inspect([with_metadata("PNG", xmp=sourced())], LIMITS)
+    picture, found, is_read = decoders.inspect([with_metadata("PNG", xmp=sourced())], LIMITS)
+    assert not is_read
     assert picture.facts.format == "PNG"
     assert (found.declares, found.iptc.status, found.c2pa.status) == (
         "nothing",
@@ -359,7 +381,8 @@ def test_where_there_are_no_files_in_memory_declarations_are_read_here(
 ) -> None:
     monkeypatch.setattr(Decoders, "ISOLATED", False)
     decoders = start(trust_anchors=authority())
-    picture, found = decoders.inspect([signed(jpeg(), "image/jpeg")], LIMITS)
+    picture, found, is_read = decoders.inspect([signed(jpeg(), "image/jpeg")], LIMITS)
+    assert is_read
     assert (picture.pixels == decode(jpeg()).pixels).all()
     assert found.c2pa.trusted is True
 

@@ -30,11 +30,13 @@ OPENS = "open('/dev/null')"
 CONNECTS = "socket.create_connection(('127.0.0.1', 9))"
 
 
-def write_library(folder: Path, deed: str) -> None:
-    """Write it where it is found before the true one, if the folder comes first.
+def write_library(folder: Path, deed: str) -> Path:
+    """Write it where it is found before the true one, if the folder comes first; its file.
 
     Args:
         folder: for `monkeypatch.syspath_prepend`.
         deed: what it does to read a file.
     """
-    (folder / "c2pa.py").write_text(_LIBRARY.format(deed=deed))
+    library = folder / "c2pa.py"
+    library.write_text(_LIBRARY.format(deed=deed))
+    return library

@@ -19,6 +19,13 @@ A1111 = (
     "Seed: 965400086, Size: 512x512, Model hash: 6ce0161689, Model: v1-5-pruned, Version: v1.7.0"
 )
 COMFYUI = f'{{"3": {{"inputs": {{"text": "{PROMPT}"}}, "class_type": "CLIPTextEncode"}}}}'
+WORKFLOW = '{"last_node_id": 9, "last_link_id": 9, "nodes": [], "links": []}'
+INVOKEAI = (
+    f'{{"generation_mode": "txt2img", "positive_prompt": "{PROMPT}", "seed": 1, "steps": 30}}'
+)
+SD_METADATA = '{"model": "stable diffusion", "model_hash": "", "app_id": "invoke-ai/InvokeAI"}'
+DREAM = f'"{PROMPT}" -s50 -W512 -H512 -C7.5 -Ak_lms -S1554095076'
+SWARMUI = f'{{"sui_image_params": {{"prompt": "{PROMPT}", "seed": 1, "steps": 20}}}}'
 MIDJOURNEY = f"{PROMPT} --ar 3:2 --v 6 Job ID: a7421d2f-b262-44f9-977c-ac23e9c7d3e3"
 NOVELAI = f'{{"prompt": "{PROMPT}", "steps": 28, "sampler": "k_euler", "uc": "{PROMPT}"}}'
 DRAW_THINGS = f'{{"c": "{PROMPT}", "model": "sd", "sampler": "Euler a", "seed": 1, "uc": ""}}'

@@ -85,8 +85,8 @@ def test_a_text_that_unpacks_to_more_than_is_read_is_left_out() -> None:
 
 def test_a_broken_packing_is_left_out() -> None:
     packed = zlib.compress(b"text" * 100)
-    chunks = [packed_chunk("a", b"nonsense"), packed_chunk("b", packed[:-9]), text_chunk("c", "c")]
-    assert blobs(png_with(*chunks)).texts == {"c": "c"}
+    broken = [packed_chunk("a", b"nonsense")] * 9 + [packed_chunk("b", packed[:-9])]
+    assert blobs(png_with(*broken, packed_chunk("c", packed))).texts == {"c": "text" * 100}
 
 
 def _webp_chunks(kind: bytes) -> bytes:
@@ -113,6 +113,12 @@ HOSTILE = {
     "empty chunks": b"\x89PNG\r\n\x1a\n" + chunk(b"abCd", b"") * (_LARGEST // 12),
     "bombs in a PNG": b"\x89PNG\r\n\x1a\n"
     + packed_chunk("k", zlib.compress(bytes(16 << 20), 9)) * 2000,
+    "packings that break at their ends": b"\x89PNG\r\n\x1a\n"
+    + packed_chunk("k", zlib.compress(bytes((1 << 20) - 100), 9)[:-4] + b"0000") * 9000,
+    "short ones": b"\x89PNG\r\n\x1a\n"
+    + packed_chunk("k", zlib.compress(b"", 9)[:-4] + b"0000") * 20_000,
+    "packings of nothing": b"\x89PNG\r\n\x1a\n"
+    + packed_chunk("k", b"\x78\x9c" + b"\0\0\0\xff\xff" * 100_000) * 64,
     "segments of a JPEG": b"\xff\xd8\xff" + segment(0xE1, b"") * (_LARGEST // 4),
     "markers of a JPEG": b"\xff\xd8\xff" + b"\xff\x01" * (_LARGEST // 2),
     "padding of a JPEG": b"\xff\xd8" + b"\xff" * _LARGEST,

@@ -1,6 +1,7 @@
 """Content Credentials: signatures hold or not, trust is the operator's, and nothing is fetched."""
 
 import io
+import json
 import socket
 from typing import Any
 
@@ -238,3 +239,25 @@ def _store(*, parent: list[dict[str, Any]], active: list[dict[str, Any]]) -> dic
             "parent": asserted(parent),
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("failures", "status"),
+    [
+        (["signingCredential.expired"], "unverified"),
+        (["signingCredential.expired", "signingCredential.untrusted"], "unverified"),
+        (["signingCredential.expired", "assertion.dataHash.mismatch"], "invalid"),
+        (["signingCredential.revoked"], "invalid"),
+    ],
+)
+def test_a_certificate_that_ran_out_is_no_sign_of_tampering(
+    failures: list[str], status: str
+) -> None:
+    """And of what is not valid, nobody says whether its signer is trusted."""
+    with c2pa.Reader("image/jpeg", io.BytesIO(signed(jpeg(), "image/jpeg"))) as reader:
+        store = json.loads(reader.json())
+    store["validation_state"] = "Invalid"
+    store["validation_results"] = {"activeManifest": {"failure": [{"code": c} for c in failures]}}
+    found = ContentCredentialsOut.model_validate(report_of(store, asked_for_trust=True))
+    assert (found.status, found.trusted) == (status, None)
+    assert found.failures == [code for code in failures if code != "signingCredential.untrusted"]

@@ -68,10 +68,13 @@ def test_a_comment_is_read_in_either_order(order: str) -> None:
 @pytest.mark.parametrize(
     ("properties", "declares"),
     [
-        ("<Iptc4xmpExt:AISystemUsed>A system</Iptc4xmpExt:AISystemUsed>", "ai_generated"),
+        ("<Iptc4xmpExt:AISystemUsed>A system</Iptc4xmpExt:AISystemUsed>", "ai_edited"),
+        ("<Iptc4xmpExt:AISystemUsed>None</Iptc4xmpExt:AISystemUsed>", "nothing"),
+        ("<Iptc4xmpExt:AISystemUsed>n/a</Iptc4xmpExt:AISystemUsed>", "nothing"),
         ("<photoshop:Credit>Made with Google AI</photoshop:Credit>", "ai_generated"),
         ("<photoshop:Credit>Edited with Google AI</photoshop:Credit>", "ai_edited"),
-        ("<photoshop:Credit>A photographer of Google</photoshop:Credit>", "nothing"),
+        ("<photoshop:Credit>OpenAI/Handout via REUTERS</photoshop:Credit>", "nothing"),
+        ("<xmp:CreatorTool>Lightroom (no Midjourney)</xmp:CreatorTool>", "software"),
         ("<xmp:CreatorTool>Adobe Firefly</xmp:CreatorTool>", "ai_generated"),
         ("<xmp:CreatorTool>Adobe Photoshop 25.0 (Windows)</xmp:CreatorTool>", "software"),
         (f"<dc:description>{MIDJOURNEY}</dc:description>", "ai_generated"),
@@ -80,6 +83,34 @@ def test_a_comment_is_read_in_either_order(order: str) -> None:
 )
 def test_properties_of_xmp_declare(properties: str, declares: str) -> None:
     assert declared(with_metadata("PNG", xmp=packet(properties))).declares == declares
+
+
+@pytest.mark.parametrize(
+    ("source_type", "declares"),
+    [
+        ("trainedAlgorithmicMedia", "ai_generated"),
+        ("compositeWithTrainedAlgorithmicMedia", "ai_edited"),
+        ("algorithmicallyEnhanced", "ai_edited"),
+        ("digitalCapture", "ai_edited"),
+    ],
+)
+@pytest.mark.parametrize(
+    "beside",
+    ['Iptc4xmpExt:AISystemUsed="Topaz DeNoise AI"', 'photoshop:Credit="Made with Google AI"'],
+)
+def test_beside_a_source_type_the_rest_tells_of_an_edit_at_most(
+    source_type: str, declares: str, beside: str
+) -> None:
+    xmp = sourced(source_type).replace(b'rdf:about=""', f'rdf:about="" {beside}'.encode())
+    assert declared(with_metadata("JPEG", xmp=xmp)).iptc.declares == declares
+
+
+@pytest.mark.parametrize("value", ["", "None", "N/A"])
+def test_a_template_that_was_not_filled_in_leaves_a_photograph_one(value: str) -> None:
+    beside = f'rdf:about="" Iptc4xmpExt:AISystemUsed="{value}" dcterms:provenance=""'
+    xmp = sourced("digitalCapture").replace(b'rdf:about=""', beside.encode())
+    found = declared(with_metadata("JPEG", exif=camera(), xmp=xmp))
+    assert (found.declares, found.c2pa.status) == ("camera", "absent")
 
 
 def test_where_the_source_type_says_how_the_credit_adds_nothing() -> None:

@@ -2,7 +2,15 @@
 
 import pytest
 
-from app.provenance.vocabulary import gravest, is_generator, printable, product, source_type
+from app.provenance.vocabulary import (
+    credited,
+    gravest,
+    is_generator,
+    is_none,
+    printable,
+    product,
+    source_type,
+)
 from tests.app.provenance.files import SOURCE_TYPES
 
 
@@ -45,8 +53,11 @@ def test_no_value_declares_nothing(value: object) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["Adobe Firefly 3", "DALL-E 3", "DALL\u00b7E", "Midjourney", "ComfyUI", "OpenAI", "ChatGPT",
-     "Made with Google AI", "Stable Diffusion", "Imagen 3", "gpt-4o", "FLUX.1 [dev]"],
+    ["Adobe Firefly 3", "Adobe Firefly Image Model 4", "DALL-E 3", "DALL\u00b7E", "OpenAI DALL-E",
+     "dalle3", "Midjourney", "Midjourney v6.1", "ComfyUI", "ComfyUI 0.3.1", "OpenAI", "OpenAI-API",
+     "ChatGPT", "Google AI", "Google Imagen 4", "Gemini 2.5 Flash Image", "gpt-4o", "gpt-image-1",
+     "Stable Diffusion", "Stable Diffusion XL 1.0", "stable-diffusion-webui", "FLUX.1 [dev]",
+     "NovelAI", "NovelAI Diffusion V4", "Recraft V3", "Ideogram 2.0 (beta)", "Meta AI"],
 )  # fmt: skip
 def test_generators_are_known(name: str) -> None:
     assert is_generator(name)
@@ -55,10 +66,55 @@ def test_generators_are_known(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["Adobe Photoshop 25.0 (Windows)", "Adobe Photoshop Lightroom", "Imagen AI 17", "GIMP 2.10",
-     "Gemini Photos", "HDR+ 1.0", "f.lux", "ImageMagick", "Google", "Picasa", "iPhone", None],
+     "Gemini Photos", "HDR+ 1.0", "f.lux", "ImageMagick", "Google", "Picasa", "iPhone", None,
+     "Lightroom (no Midjourney)", "Midjourney-free Lightroom", "Not made with DALL-E 3",
+     "OpenAIRE uploader", "ChatGPT Exporter", "Imagen 4", "Gemini 8", "Google Airview",
+     "Recraft Furniture", "Stable Diffusion Detector 2.0", "Google AI Photo Prize"],
 )  # fmt: skip
 def test_no_tool_of_photographers_is_taken_for_a_generator(name: str | None) -> None:
     assert not is_generator(name)
+
+
+@pytest.mark.parametrize(
+    ("line", "declares"),
+    [
+        ("Made with Google AI", "ai_generated"),
+        ("made with google ai", "ai_generated"),
+        ("Edited with Google AI", "ai_edited"),
+        (None, "nothing"),
+    ],
+)
+def test_credits_of_google_declare(line: str | None, declares: str) -> None:
+    assert credited(line) == declares
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Foto dalle agenzie", "Beatrice Dalle", "Immagini dalle telecamere / ANSA", "NASA/Gemini 8",
+     "Gemini 12 crew, NASA", "OpenAI/Handout via REUTERS", "OpenAI", "Courtesy of Stability AI",
+     "Imagen 4: Juan Perez/EFE", "Hunyuan County Tourism Bureau", "OpenAir Kino Zurich",
+     "Meta Aid Foundation", "Meta AI", "Google Airview", "Google Aid Fund", "Recraft Furniture",
+     "Edited by Google Ai Wei", "Firefly Image Agency", "Midjourney", "Not made with Google AI",
+     "Made with Google AI? No: a photograph"],
+)  # fmt: skip
+def test_no_other_credit_line_accuses(line: str) -> None:
+    assert credited(line) == "nothing"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["None", "none used", "n/a", "N/A", "NA", "No", "no AI", "Not applicable", "-", "--", "0",
+     "nil", "unknown", "Keine", "aucun", "ninguno", "ning\u00fan sistema", "Nessuno", "?"],
+)  # fmt: skip
+def test_a_field_is_filled_in_with_nothing(value: str) -> None:
+    assert is_none(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["Nano Banana", "NovelAI", "Topaz DeNoise AI", "Noise Ninja", "4o"]
+)
+def test_a_system_is_not_nothing(value: str) -> None:
+    assert not is_none(value)
 
 
 def test_the_gravest_is_told() -> None:

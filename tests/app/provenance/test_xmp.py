@@ -50,6 +50,17 @@ def test_what_belongs_to_another_image_is_not_read() -> None:
     assert found.values == {}
 
 
+@pytest.mark.parametrize("value", ["", " ", "&#10;"])
+def test_an_empty_attribute_is_not_there_as_an_empty_element_is_not(value: str) -> None:
+    found = parse(
+        packet(
+            "<xmp:CreatorTool> </xmp:CreatorTool>",
+            f'Iptc4xmpExt:AISystemUsed="{value}" dcterms:provenance="{value}"',
+        )
+    )
+    assert found.values == {}
+
+
 def test_several_properties_and_descriptions_are_read() -> None:
     xmp = packet(
         "<photoshop:Credit>Made with Google AI</photoshop:Credit>"

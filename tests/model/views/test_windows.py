@@ -80,3 +80,12 @@ def test_one_window_shows_all_of_a_small_image_mirrored() -> None:
     windows = cut_windows(image, RULE, MOST)
     assert [view.box for view in windows.views] == [(0, 0, 24, 20)]
     assert torch.equal(windows.canvases[0, :, 6:26, 4:28], image[0])
+
+
+@pytest.mark.parametrize("size", [(600, 800), (448, 797), (500, 2000), (300, 9000)])
+def test_neighbours_share_an_eighth_at_least(size: tuple[int, int]) -> None:
+    boxes = [view.box for view in cut_windows(noise(*size), PatchRule(), MOST).views]
+    lefts, rights = (sorted({box[side] for box in boxes}) for side in (0, 2))
+    assert len(lefts) > 1
+    for right, left in zip(rights, lefts[1:], strict=False):
+        assert right - left >= (rights[0] - lefts[0]) / 8 - 2
