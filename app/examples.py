@@ -169,7 +169,7 @@ _EXPLAINED: Final[Mapping[str, Any]] = {
             _view(0, 0, 1024, None, 2.733, 3.71, 0.9761),
             _view(416, 640, 224, 6.91, 3.692, 4.12, 0.984),
         ],
-        "combination": "0.75 x the whole image's logit + 0.25 x the other views' mean logit, `all`",
+        "combination": "0.75 x the centre square's logit + 0.25 x the other views' mean logit, `all`",
         "windows": [
             _view(0, 0, 224, 6.02, 2.561, 2.94, 0.9498),
             _view(200, 0, 224, 6.34, 2.791, 3.18, 0.9601),

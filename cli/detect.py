@@ -81,8 +81,11 @@ def _line(name: str, answer: Answer) -> str:
     if "error" in answer:
         return shown(f"{'error':<12}  {'-':<5}  {name}: {answer['error']}")
     columns = (f"{answer['verdict']:<12}", f"{answer['score']:.3f}", name)
-    declares = (answer.get("provenance") or {}).get("declares", "nothing")
+    provenance = answer.get("provenance") or {}
+    declares = provenance.get("declares", "nothing")
     declared = () if declares == "nothing" else (f"declares {declares}",)
+    if provenance.get("c2pa", {}).get("status") == "invalid":
+        declared = (*declared, "credentials invalid")
     windows = (answer.get("evidence") or {}).get("windows")
     highest = (_highest(windows),) if windows else ()
     return shown("  ".join((*columns, *answer["warnings"], *declared, *highest)))
@@ -93,7 +96,7 @@ def _highest(windows: list[Answer]) -> str:
     window = max(windows, key=lambda window: float(window["log_odds"]))
     box, said = window["box"], window["log_odds"]
     where = f"{box['left']},{box['top']}-{box['right']},{box['bottom']}"
-    return f"highest window {where} ({said:+.1f})"
+    return f"highest window {where} (log-odds {said:+.1f})"
 
 
 @contextlib.contextmanager

@@ -12,6 +12,10 @@ const entropyOf = ({ entropy }) => (entropy === null ? "" : `, entropy ${shown(e
 
 const place = ({ left, top, right, bottom }) => `${left}–${right} × ${top}–${bottom} px`;
 
+const PIECES =
+  "These are pieces judged alone. The verdict does not rest on them, and parts of real " +
+  "photographs often look orange. ";
+
 /**
  * @param {import("./results.js").Item} item
  * @returns {Promise<HTMLElement>} a group that can be focused
@@ -47,7 +51,7 @@ export async function evidence(item) {
     boxes && reading,
     heat ? slider(heat) : el("p", {}, "Too small for a map: each window shows most of the image."),
     heatmap && legend(heatmap.legend),
-    el("p", {}, "This explains; it changes neither score nor verdict. ", unevenInWords(uneven)),
+    el("p", {}, PIECES, unevenInWords(uneven)),
     el("h5", {}, "What the score stands on"),
     el("ul", {}, ...found.views.map((view) => el("li", {}, viewInWords(view)))),
     el("p", {}, `The score ${fixed(result.score)} is made of ${combined(found)}.`),
@@ -177,5 +181,5 @@ const unevenInWords = (uneven) =>
     : "No region stands out against the rest.";
 
 const viewInWords = (view) =>
-  `${view.entropy === null ? "The whole image" : "The window"} at ${place(view.box)} alone: ` +
+  `${view.entropy === null ? "The centre square" : "A close-up"} at ${place(view.box)} alone: ` +
   `${scored(view)}${entropyOf(view)}`;

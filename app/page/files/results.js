@@ -54,6 +54,10 @@ export function show(item, again) {
   const says = result.provenance?.declares;
   if (["ai_generated", "ai_edited"].includes(says))
     outcome.append(el("span", { className: "quiet" }, `The file says ${declared(says)}.`));
+  if (result.provenance?.c2pa.status === "invalid")
+    outcome.append(el("span", { className: "quiet" }, "Its credentials do not hold."));
+  if (result.warnings.includes("low_quality"))
+    outcome.append(el("span", { className: "quiet" }, "Too little is left to judge by."));
   fill(item, el("td", {}, outcome), el("td", {}, toggle));
 }
 

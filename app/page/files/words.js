@@ -16,7 +16,7 @@ export const VERDICTS = {
   real: {
     mark: "●",
     name: "Looks like a photograph",
-    says: "In tests, hardly any wholly generated image scored so low.",
+    says: "In tests, few wholly generated images scored so low.",
     not: [
       "It does not say that nothing was altered: a retouched region is not looked for.",
       "It does not say that the picture shows what is claimed of it.",
@@ -109,7 +109,7 @@ const FACTS = {
   generator: "generator",
   failures: "what failed",
 };
-const TRUSTED = { true: "yes", false: "not on the server's list", null: "the server has no list" };
+const TRUSTED = { true: "yes", false: "not on the server's list", null: "not asked" };
 
 /** @param {any} source @returns {string} what else it holds */
 export function facts(source) {
