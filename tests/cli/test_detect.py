@@ -411,3 +411,10 @@ def test_an_interrupt_ends_it_without_a_traceback() -> None:
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in told
+
+
+def test_broken_credentials_are_told_in_the_line() -> None:
+    answer = {"verdict": "real", "score": 0.1, "warnings": []}
+    broken = {"declares": "nothing", "c2pa": {"status": "invalid"}}
+    assert cli.detect._line("a", answer | {"provenance": broken}).endswith("credentials invalid")
+    assert cli.detect._line("a", answer | {"provenance": None}).endswith("a")

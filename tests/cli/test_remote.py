@@ -87,7 +87,9 @@ def test_evidence_is_asked_for_without_its_picture(
     command = ("detect", "--explain", "--server", server.url, str(folder / "a.png"))
     status, shown, _ = here(*command)
     assert status == 0
-    assert shown.startswith(f"real          0.039  {folder}/a.png  highest window 0,0-80,80 (log-odds ")
+    assert shown.startswith(
+        f"real          0.039  {folder}/a.png  highest window 0,0-80,80 (log-odds "
+    )
     status, shown, _ = here(*command, "--json")
     evidence = json.loads(shown)["evidence"]
     assert evidence["windows"]
