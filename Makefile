@@ -25,7 +25,7 @@ test: $(VENV)/.dev  ## run every test but those in a browser, and print the slow
 	$(BIN)/nsnet backbone fetch
 	$(BIN)/pytest -n 2 --ignore tests/e2e    # processes: more only wait for the cores
 
-e2e: $(VENV)/.dev  ## test the page in Chromium, where there is one
+e2e: $(VENV)/.dev  ## test the page in Chromium and a rolling restart behind nginx, where there are these
 	$(BIN)/pytest tests/e2e
 
 check: $(VENV)/.dev  ## lint, types, import rules

@@ -15,10 +15,14 @@ from model.images import ImageError
 
 MEDIA_TYPE = "application/problem+json"
 
-_IMAGES = ("/detect", "/detect/batch")
-_KEYED = (*_IMAGES, "/model")
-_PROBES = ("/livez", "/healthz", "/readyz")
-_ALL = (*_KEYED, *_PROBES, "/metrics")
+_FORMS = ("/detect", "/detect/batch")
+_OIP_MODEL = "/v2/models/{name}"
+_IMAGES = (*_FORMS, f"{_OIP_MODEL}/infer")
+_KEYED = (*_IMAGES, "/model", _OIP_MODEL)
+_OF_A_MODEL = (_OIP_MODEL, f"{_OIP_MODEL}/ready", f"{_OIP_MODEL}/infer")
+_READY = ("/readyz", "/v2/health/ready", f"{_OIP_MODEL}/ready")
+_PROBES = ("/livez", "/healthz", "/v2/health/live", *_READY)
+_ALL = (*_KEYED, *_PROBES, "/metrics", "/v2")
 
 
 class Row(NamedTuple):
@@ -37,12 +41,12 @@ class Row(NamedTuple):
 
 
 CATALOGUE: Final[Mapping[str, Row]] = {
-    "malformed_multipart": Row(400, "The multipart body cannot be parsed"),
+    "malformed_multipart": Row(400, "The multipart body cannot be parsed", _FORMS),
     "missing_file": Row(400, "No image was sent"),
     "empty_file": Row(400, "The image file is empty"),
     "bad_request": Row(400, "The request cannot be understood"),
     "unauthorized": Row(401, "An API key is needed", _KEYED),
-    "not_found": Row(404, "There is no such resource", ()),
+    "not_found": Row(404, "There is no such resource", _OF_A_MODEL),
     "method_not_allowed": Row(405, "The resource does not take this method", ()),
     "request_timeout": Row(408, "The request did not arrive in time"),
     "payload_too_large": Row(413, "The body is too large"),
@@ -61,7 +65,7 @@ CATALOGUE: Final[Mapping[str, Row]] = {
     "internal_error": Row(500, "Something went wrong here", _ALL),
     "inference_failed": Row(500, "The image could not be scored"),
     "not_ready": Row(503, "The model is not loaded yet", (*_KEYED, *_PROBES)),
-    "draining": Row(503, "The server is shutting down", (*_IMAGES, "/readyz")),
+    "draining": Row(503, "The server is shutting down", (*_IMAGES, *_READY)),
     "overloaded": Row(503, "The server is out of memory"),
     "deadline_exceeded": Row(504, "The deadline has passed"),
 }

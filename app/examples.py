@@ -13,6 +13,7 @@ DETAILS: Final[Mapping[str, str]] = {
     "missing_file": "Send the image as the field `file` of a form, or as the body.",
     "empty_file": "The file has no bytes.",
     "bad_request": "The body ended early.",
+    "not_found": "No model of this name and version is served here.",
     "unauthorized": "Send an API key as `Authorization: Bearer KEY`.",
     "request_timeout": "The body came too slowly while others waited for its place.",
     "payload_too_large": "One image may have 33554432 bytes at most.",
@@ -41,6 +42,11 @@ DETAILS: Final[Mapping[str, str]] = {
 def problem(code: str, request_id: str = _REQUEST) -> dict[str, Any]:
     """An error as a client gets it."""
     return ApiError(code, DETAILS[code]).problem(request_id)
+
+
+def inference_error(code: str) -> dict[str, str]:
+    """The same, as the Open Inference Protocol has it."""
+    return {"error": f"{code}: {DETAILS[code]}"}
 
 
 _THRESHOLDS: Final = {"real_below": 0.1928, "ai_above": 0.9261}
@@ -169,7 +175,8 @@ _EXPLAINED: Final[Mapping[str, Any]] = {
             _view(0, 0, 1024, None, 2.733, 3.71, 0.9761),
             _view(416, 640, 224, 6.91, 3.692, 4.12, 0.984),
         ],
-        "combination": "0.75 x the centre square's logit + 0.25 x the other views' mean logit, `all`",
+        "combination": "0.75 x the centre square's logit + 0.25 x the other views' mean logit, "
+        "`all`",
         "windows": [
             _view(0, 0, 224, 6.02, 2.561, 2.94, 0.9498),
             _view(200, 0, 224, 6.34, 2.791, 3.18, 0.9601),
@@ -274,6 +281,46 @@ nsnet_images_total{outcome="ok"} 1204.0
 
 _PROBE: Final = {"application/json": {"up": {"value": _STATUS}}}
 
+_TENSORS: Final = (
+    ("score", "FP64"),
+    ("verdict", "BYTES"),
+    ("looks", "INT32"),
+    ("warnings", "BYTES"),
+)
+_INFERENCE: Final = {"model_name": _MODEL["name"], "model_version": _MODEL["version"], "id": "42"}
+_AS_JSON: Final[Mapping[str, Any]] = {
+    **_INFERENCE,
+    "outputs": [
+        {"name": name, "datatype": datatype, "shape": [2], "data": data}
+        for (name, datatype), data in zip(
+            _TENSORS,
+            ([0.0417, 0.9887], ["real", "ai_generated"], [1, 2], ["[]", "[]"]),
+            strict=True,
+        )
+    ],
+}
+_AS_BYTES: Final[Mapping[str, Any]] = {
+    **_INFERENCE,
+    "outputs": [
+        {"name": "score", "datatype": "FP64", "shape": [2], "parameters": {"binary_data_size": 16}}
+    ],
+}
+_OIP: Final[Mapping[str, Any]] = {
+    "/v2": {"name": "nsnet", "version": "0.7.0", "extensions": ["binary_tensor_data"]},
+    "/v2/health/live": {"live": True},
+    "/v2/health/ready": {"ready": True},
+    "/v2/models/{name}/ready": {"name": _MODEL["name"], "ready": True},
+    "/v2/models/{name}": {
+        "name": _MODEL["name"],
+        "versions": [_MODEL["version"]],
+        "platform": "nsnet",
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in _TENSORS
+        ],
+    },
+}
+
 ANSWERS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     "/detect": {
         "application/json": {
@@ -291,5 +338,15 @@ ANSWERS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     "/healthz": _PROBE,
     "/readyz": _PROBE,
     "/metrics": {"text/plain": {"counter": {"value": _METRICS}}},
+    "/v2/models/{name}/infer": {
+        "application/json": {"two": {"summary": "Two images", "value": _AS_JSON}},
+        "application/octet-stream": {
+            "score": {
+                "summary": "Their scores as bytes",
+                "value": f"{json.dumps(_AS_BYTES)}<16 bytes>",
+            }
+        },
+    },
+    **{path: {"application/json": {"up": {"value": value}}} for path, value in _OIP.items()},
 }
 """What is answered if all is well: by path and media type, named as OpenAPI names examples."""

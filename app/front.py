@@ -1,5 +1,6 @@
 """What every request passes on its way to a route, and every answer on its way back."""
 
+import json
 import uuid
 from collections.abc import Collection
 from typing import Final
@@ -9,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ApiError
+from app.errors import MEDIA_TYPE, ApiError
 
 SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -19,7 +20,9 @@ SECURITY_HEADERS: Final = {
 }
 """Of every answer that has none of its own."""
 
-ASKED_BY_MACHINES = frozenset({"/livez", "/healthz", "/readyz", "/metrics"})
+ASKED_BY_MACHINES = frozenset(
+    {"/livez", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
+)
 """Routes that orchestrators and scrapers ask every few seconds, by whichever address or name."""
 
 
@@ -122,6 +125,44 @@ class KnownHosts:
                     "NSNET_ALLOWED_HOSTS.",
                 )
         await self.app(scope, receive, send)
+
+
+class InferenceErrors:
+    """ASGI middleware: at `/v2`, an error has the shape that the Open Inference Protocol gives it.
+
+    The outermost: wherever a problem came from, this is the one place that tells it otherwise.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write problems as `{"error": "CODE: DETAIL"}`."""
+        problem: Message | None = None  # its start, until its body comes
+
+        async def translated(message: Message) -> None:
+            nonlocal problem
+            if message["type"] == "http.response.start" and _is_problem_of_inference(
+                scope, message
+            ):
+                problem = message
+                return
+            if problem is not None:
+                told = json.loads(message["body"])
+                body = json.dumps({"error": f"{told['code']}: {told['detail']}"}).encode()
+                headers = MutableHeaders(scope=problem)
+                headers["Content-Type"] = "application/json"
+                headers["Content-Length"] = str(len(body))
+                await send(problem)
+                message, problem = {**message, "body": body}, None
+            await send(message)
+
+        await self.app(scope, receive, translated)
+
+
+def _is_problem_of_inference(scope: Scope, start: Message) -> bool:
+    kind = MutableHeaders(scope=start).get("content-type")
+    return kind == MEDIA_TYPE and f"{_route_path(scope)}/".startswith("/v2/")
 
 
 def _route_path(scope: Scope) -> str:

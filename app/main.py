@@ -21,12 +21,12 @@ from starlette.responses import Response
 
 from app.decoding.pool import Decoders
 from app.errors import ApiError, from_status
-from app.front import Cors, KnownHosts, RootPath, SecurityHeaders
+from app.front import Cors, InferenceErrors, KnownHosts, RootPath, SecurityHeaders
 from app.intake.uploads import BodyLimit
 from app.logs import set_up_logs
 from app.observe import Observe
 from app.protocol import Config, Protocol, listen
-from app.routes import detect, documentation, system
+from app.routes import detect, documentation, inference, system
 from app.routes.page import add_page
 from app.service import Loader, Service, State, load_detector
 from app.settings import Settings, SettingsError
@@ -75,6 +75,9 @@ def create_app(
     app.include_router(detect.router, dependencies=keyed)
     app.include_router(system.details, dependencies=keyed)
     app.include_router(system.probes)
+    if settings.oip:
+        app.include_router(inference.keyed, dependencies=keyed)
+        app.include_router(inference.open_to_all)
     if settings.operations_port is None:
         app.include_router(system.exposition)
     documentation.add_examples(app)
@@ -83,6 +86,8 @@ def create_app(
     if settings.page:
         add_page(app, settings)
     _stand_before(app, Service(settings, load, decoders), known_hosts_only=True)
+    if settings.oip:
+        app.add_middleware(InferenceErrors)
     return app
 
 
@@ -122,7 +127,7 @@ def _stand_before(app: FastAPI, service: Service, *, known_hosts_only: bool) -> 
 
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)  # noqa: S101  (registered for it)
-    if getattr(request.scope.get("route"), "path", "").startswith("/detect"):  # probes are no work
+    if request.method == "POST":  # probes are no work
         request.app.state.service.metrics.rejected.labels(error.code).inc()
     return error.response(request.state.request_id)
 

@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     )
     docs: bool = Field(True, description="whether /docs is served")
     page: bool = Field(True, description="whether the page for people is served at /")
+    oip: bool = Field(
+        True,
+        description="whether the Open Inference Protocol of KServe and Triton is served at /v2",
+    )
     forwarded_allow_ips: str = Field(
         "", description="addresses of reverse proxies whose X-Forwarded-For is believed"
     )
@@ -182,8 +186,8 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[Key, ...], NoDecode] = Field(
         (),
         repr=False,
-        description="comma-separated KEY, NAME:KEY or NAME:sha256:HEX; with any, /detect* and "
-        "/model want one as Bearer token",
+        description="comma-separated KEY, NAME:KEY or NAME:sha256:HEX; with any, /detect*, "
+        "/model and models at /v2 want one as Bearer token",
     )
     api_keys_file: Path | None = Field(
         None, description="more of them, one a line; read again when it changes"

@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import math
-import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import ExitStack
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -16,12 +13,11 @@ from app.errors import ApiError
 from app.evidence import Explain
 from app.intake.uploads import Upload, read_many, read_one
 from app.routes import authorized, known_query
+from app.routes.admission import admit, begin, disconnected, gone, places_of_body, while_connected
 from app.schemas import BatchOut, DetectionOut, ItemError, ItemOk, ProblemOut, Summary, problems
 from app.service import Service
 
 router = APIRouter(tags=["detection"], dependencies=[Depends(authorized), Depends(known_query)])
-
-T = TypeVar("T")
 
 NDJSON = "application/x-ndjson"
 _NDJSON_NAMES = (NDJSON, "application/jsonl")
@@ -84,14 +80,14 @@ async def detect(
     heatmap: HeatmapQuery = None,
 ) -> Response:
     """Score an image sent as the multipart field `file`, or as the body itself."""
-    service, deadline = _begin(request)
+    service, deadline = begin(request)
     evidence, images = _explain(service, explain, heatmap)
     with service.places.hold(1) as held:  # while it arrives, it is one file, whatever is asked
         service.rates.take(request.state.client, images)
         async with within(deadline), held.arriving(request) as arriving:
             upload = await read_one(arriving, service.settings.max_upload_bytes)
         held.widen(images)
-        answer = await _while_connected(
+        answer = await while_connected(
             request,
             service.desk.answer(
                 upload,
@@ -102,7 +98,7 @@ async def detect(
             ),
         )
     if answer is None:
-        return _gone()
+        return gone()
     timing = ", ".join(f"{name};dur={ms}" for name, ms in answer.timings_ms)
     return Response(
         answer.model_dump_json(), headers={"Server-Timing": timing}, media_type="application/json"
@@ -127,36 +123,22 @@ async def detect(
 )
 async def detect_batch(request: Request, threshold: Threshold = None) -> Response:
     """Score the images of a repeated field `files`; one bad image never fails the others."""
-    service, deadline = _begin(request)
-    with service.places.hold(_places_of_body(request, service)) as held:
+    service, deadline = begin(request)
+    with service.places.hold(places_of_body(request, service)) as held:
         async with within(deadline), held.arriving(request) as arriving:
             uploads = await read_many(arriving, service.settings.max_files)
-    places = ExitStack()
-    places.enter_context(service.places.hold(len(uploads)))
-    try:
-        service.rates.take(request.state.client, len(uploads))
-    except ApiError:
-        places.close()
-        raise
-    work = [
-        asyncio.create_task(
-            _item(service, index, upload, request.state.request_id, threshold, deadline)
-        )
-        for index, upload in enumerate(uploads)
-    ]
-    # Done when all of them are, also where one was cancelled: their places are taken until then.
-    everything = asyncio.gather(*work, return_exceptions=True)
-
-    def answered(done: asyncio.Future[Any]) -> None:
-        places.close()  # not a `with`: a streamed answer outlives this function
-        if not done.cancelled():
-            done.exception()  # a client has left: nobody else asks, and asyncio would log it
-
-    everything.add_done_callback(answered)
+    work, everything = admit(
+        request,
+        service,
+        len(uploads),
+        lambda index: _item(
+            service, index, uploads[index], request.state.request_id, threshold, deadline
+        ),
+    )
     if _wants_lines(request):
         return StreamingResponse(_stream(request, service, work), media_type=NDJSON)
-    if await _while_connected(request, everything) is None:
-        return _gone()
+    if await while_connected(request, everything) is None:
+        return gone()
     results = [task.result() for task in work]
     body = BatchOut(model=service.desk.model(), results=results, summary=_summary(results))
     return JSONResponse(body.model_dump(mode="json"))
@@ -181,20 +163,6 @@ def _explain(service: Service, explain: bool, heatmap: str | None) -> tuple[Expl
 def _wants_lines(request: Request) -> bool:
     named = request.headers.get("accept", "").lower().split(",")
     return any(part.partition(";")[0].strip() in _NDJSON_NAMES for part in named)
-
-
-def _begin(request: Request) -> tuple[Service, float]:
-    service: Service = request.app.state.service
-    service.check_open()
-    return service, time.monotonic() + service.settings.deadline_s
-
-
-def _places_of_body(request: Request, service: Service) -> int:
-    """Places to hold while a batch arrives: each stands for `max_upload_bytes` of memory."""
-    limits = service.settings
-    declared = request.headers.get("content-length", "")
-    size = int(declared) if declared.isdigit() else limits.max_request_bytes
-    return min(limits.max_queue, max(1, math.ceil(size / limits.max_upload_bytes)))
 
 
 async def _item(
@@ -226,12 +194,12 @@ async def _stream(
     request: Request, service: Service, work: list[asyncio.Task[ItemOk | ItemError]]
 ) -> AsyncIterator[bytes]:
     results = []
-    gone = asyncio.create_task(_disconnected(request))
-    pending: set[asyncio.Task[Any]] = {*work, gone}
+    left = asyncio.create_task(disconnected(request))
+    pending: set[asyncio.Task[Any]] = {*work, left}
     try:
         while len(pending) > 1:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if gone in done:
+            if left in done:
                 return
             for task in done:
                 results.append(task.result())
@@ -245,32 +213,3 @@ async def _stream(
 
 def _line(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _while_connected(
-    request: Request, work: Coroutine[Any, Any, T] | asyncio.Future[T]
-) -> T | None:
-    """Run `work`, or cancel it and give None once the client has gone.
-
-    A server does not cancel a handler whose client disconnects; its place would stay taken.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            return None
-        return await task
-    finally:
-        gone.cancel()
-        task.cancel()
-
-
-def _gone() -> Response:
-    """Nobody reads this answer; 499 is what proxies log for it."""
-    return Response(status_code=499)

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from app.errors import CATALOGUE, MEDIA_TYPE
-from app.examples import ANSWERS, problem
+from app.examples import ANSWERS, inference_error, problem
+from app.oip import request_schemas
 
 _FILES = "/static-offline-docs"
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
@@ -46,12 +47,13 @@ def add_examples(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = plain()
+        document["components"]["schemas"].update(request_schemas())
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 for status, answer in operation["responses"].items():
                     for kind, content in answer["content"].items():
-                        if kind == MEDIA_TYPE:
-                            content["examples"] = _problems(path, int(status))
+                        if int(status) >= 400:
+                            content["examples"] = _problems(path, int(status), kind)
                         else:
                             content["examples"] = ANSWERS[path][kind]
         return document
@@ -59,9 +61,10 @@ def add_examples(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI has it done
 
 
-def _problems(path: str, status: int) -> dict[str, Any]:
+def _problems(path: str, status: int, kind: str) -> dict[str, Any]:
+    written = problem if kind == MEDIA_TYPE else inference_error
     return {
-        code: {"summary": row.title, "value": problem(code)}
+        code: {"summary": row.title, "value": written(code)}
         for code, row in CATALOGUE.items()
         if path in row.routes and row.status == status
     }

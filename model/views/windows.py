@@ -91,9 +91,6 @@ def _layout(height: int, width: int, size: int, most: int) -> tuple[int, int, fl
 def _spans(starts: list[int], size: int, reduced: int, side: int) -> list[tuple[int, int]]:
     """Where windows lie on an axis of the image, `side` pixels, of which `reduced` were cut."""
     return [
-        (
-            math.floor(start * side / reduced),
-            math.ceil(min(reduced, start + size) * side / reduced),
-        )
+        (math.floor(start * side / reduced), math.ceil(min(reduced, start + size) * side / reduced))
         for start in starts
     ]

@@ -704,6 +704,9 @@ def test_a_page_whose_name_is_made_to_resolve_here_gets_nothing() -> None:
             assert ask("10.0.0.1:8000", path).status_code == 200
 
 
+MODELS = ("/v2/models/{name}", "/v2/models/{name}/infer")
+
+
 def test_the_document_says_how_a_key_is_sent_where_one_is_needed(server: Running) -> None:
     with server.client() as client:
         assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
@@ -716,7 +719,7 @@ def test_the_document_says_how_a_key_is_sent_where_one_is_needed(server: Running
         for operation in operations.values():
             either: list[dict[str, list[str]]] = (
                 [{name: []} for name in kinds]
-                if path in ("/detect", "/detect/batch", "/model")
+                if path in ("/detect", "/detect/batch", "/model", *MODELS)
                 else []
             )
             assert sorted(map(str, operation.get("security", []))) == sorted(map(str, either))
