@@ -12,6 +12,8 @@
   the pictures put together, are called `uneven`? With the contrast that 2 % of the ordinary images
   of one half of the owners exceed, and what that gives on the other half.
 
+* Windows: how many photographs have one whose own score reaches the shipped cut?
+
 Intervals of 95 % are over owners: of the generated image where a picture has two. The checkpoint is
 by default the twin of the shipped one that was trained without the split `val`. Needs
 `nsnet[train]`, whose libraries bring SciPy.
@@ -85,6 +87,7 @@ def main() -> None:
         for row in track([*photographs, *generated], "ordinary images")
     ]
     stands_out(ordinary, pairs, judged)
+    orange(ordinary, detector.about.thresholds.ai_above)
 
 
 def explained(detector: Detector, pixels: Pixels) -> Evidence:
@@ -248,6 +251,14 @@ def stands_out(
             f"| | contrast {cut:.2f}, chosen on {len(here)} images: ordinary ones of the other "
             f"owners {false:.1%}, put together {found:.1%} | {len(there)} | | |"
         )
+
+
+def orange(ordinary: Sequence[tuple[Row, Evidence]], cut: float) -> None:
+    """How many photographs have a window that a verdict by it alone would accuse."""
+    part = [(row, evidence) for row, evidence in ordinary if row.category == "real"]
+    any_window = [[any((w.score or 0) >= cut for w in e.windows)] for _, e in part]
+    owners = [row.owner for row, _ in part]
+    show("windows", f"photographs with one from {cut:.3f} on", np.array(any_window, float), owners)
 
 
 def contrast(evidence: Evidence) -> float:

@@ -9,6 +9,7 @@ from PIL import Image
 from benchmarks.faithfulness import (
     deletion,
     explained,
+    orange,
     pairs_of,
     pointing,
     show,
@@ -96,6 +97,7 @@ def test_the_whole_of_it_on_a_tiny_network(
     pointing(pairs, judged)
     ordinary = [(row, explained(detector, np.asarray(Image.open(row.path)))) for row in rows]
     stands_out(ordinary, pairs, judged)
+    orange(ordinary, 0.0)
     printed = capsys.readouterr().out
     assert printed.count("\n") >= 10
     assert "nan" not in printed
