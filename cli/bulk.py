@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,7 +55,7 @@ def bulk(
     try:
         from app.bulk.pipeline import run_bulk
         from app.bulk.sources import Sources
-        from app.bulk.store import BulkError
+        from app.bulk.store import BulkError, StuckError
     except ModuleNotFoundError as error:
         raise not_installed(error, "bulk") from None
 
@@ -62,6 +64,9 @@ def bulk(
         listed = Sources(sources)
         with _logged(console), _shown(console, listed) as told:
             done = run_bulk(listed, to, settings, part_rows=part_rows, told=told)
+    except StuckError as error:
+        print(f"nsnet: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
     except BulkError as error:
         raise UsageError(str(error)) from None
     said = ", ".join(f"{count} {word}" for word, count in sorted(done.said.items()))

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 
 from app.bulk.parts import Parts, Row
 from app.bulk.sources import Entry, Sources, Span
-from app.bulk.store import BulkError
+from app.bulk.store import BulkError, StuckError
 from app.errors import ApiError
 from app.intake.uploads import Upload
 from app.service import Loader, Service, State, load_detector
@@ -30,6 +30,7 @@ PART_ROWS = 1000
 """Rows of a part: what a kill may cost."""
 
 _WATCH_S = 5.0
+_OURS = ("inference_failed", "overloaded")  # codes of what may be no fault of the image's
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -76,6 +77,7 @@ def run_bulk(
 
     Raises:
         BulkError: nothing can be listed, written or gone on with.
+        StuckError: nor can this process end by itself.
         ModelError: the detector cannot be loaded.
     """
     # Nobody is served: keys are not read, and nothing is audited.
@@ -130,27 +132,27 @@ class _Run:
         for one in _SIGNALS:
             asyncio.get_running_loop().remove_signal_handler(one)
 
-    async def _write(self, rows: AsyncIterator[tuple[Entry, Row]], parts: Parts) -> None:
+    async def _write(self, rows: AsyncIterator[tuple[Span, Row]], parts: Parts) -> None:
         """Gather rows into parts; one ends where a part of an earlier run begins."""
-        waiting: list[tuple[Entry, Row]] = []
+        waiting: list[tuple[Span, Row]] = []
 
         async def flush() -> None:
             if not waiting:
                 return
-            first, last = waiting[0][0], waiting[-1][0]
-            span = Span(first.place, last.after, last.listed)
+            (first, _), (last, _) = waiting[0], waiting[-1]
+            span = Span(first.start, last.stop, last.listed)
             await asyncio.to_thread(parts.write, [row for _, row in waiting], span)
             self._done.parts += 1
             self._told(self._done)
             waiting.clear()
 
-        async for entry, row in rows:
-            if waiting and parts.between(waiting[-1][0].after, entry.place):
+        async for span, row in rows:
+            if waiting and parts.between(waiting[-1][0].stop, span.start):
                 await flush()
-            waiting.append((entry, row))
+            waiting.append((span, row))
             self._done.rows += 1
             self._done.said[row.error or row.verdict or ""] += 1
-            self._done.files = entry.after.file
+            self._done.files = span.stop.file
             self._told(self._done)
             if len(waiting) == self._part_rows:
                 _check_reach([row for _, row in waiting])
@@ -159,14 +161,14 @@ class _Run:
 
     async def _rows(
         self, entries: Iterator[Entry], service: Service, readers: ThreadPoolExecutor
-    ) -> AsyncIterator[tuple[Entry, Row]]:
+    ) -> AsyncIterator[tuple[Span, Row]]:
         """Rows in the order of their entries; images are scored in whichever order they are ready.
 
         Where the listing, the device or the decoders fail, they end there, for rows before that are
         sound: `_error` says why.
         """
         scorer = _Scorer(service, self._settings, readers)
-        begun: asyncio.Queue[tuple[Entry, asyncio.Task[Row]] | Exception | None]
+        begun: asyncio.Queue[tuple[Span, asyncio.Task[Row]] | Exception | None]
         begun = asyncio.Queue(self._part_rows)
 
         async def begin() -> None:
@@ -178,7 +180,7 @@ class _Run:
                         break
                     task = asyncio.create_task(scorer.row(entry))
                     task.add_done_callback(lambda _: self._files.release())
-                    await begun.put((entry, task))
+                    await begun.put((entry.span, task))  # no file: many may wait
                 await begun.put(None)
             except Exception as error:  # noqa: BLE001  (handed on, behind the rows before it)
                 await begun.put(error)
@@ -188,14 +190,14 @@ class _Run:
             while (one := await begun.get()) is not None:
                 if isinstance(one, Exception):
                     raise one
-                entry, task = one
+                span, task = one
                 while not task.done():
                     await asyncio.wait([task], timeout=_WATCH_S)
                     _check_alive(service)
                 row = task.result()
                 if row.error is not None:
                     _check_alive(service)  # or all that follow would be told the same
-                yield entry, row
+                yield span, row
         except BulkError as error:
             self._error = error
         finally:
@@ -213,12 +215,18 @@ class _Scorer:
 
     async def row(self, entry: Entry) -> Row:
         """Read and score one image; whatever is wrong with it, it has a row."""
+        row = await self._once(entry)
+        # A device that is gone says the same of all, and only then is known to be; a decoder may
+        # have been killed for another one's sake.
+        return await self._once(entry) if row.error in _OURS else row
+
+    async def _once(self, entry: Entry) -> Row:
         loop = asyncio.get_running_loop()
         try:
             upload, sha256 = await loop.run_in_executor(self._readers, self._read, entry)
         except ImageError as error:
             return self._row(entry, None, error=error.code)
-        number = f"{entry.place.file}-{entry.place.member}"  # never its name
+        number = "{}-{}".format(*entry.span.start)  # never its name
         try:
             answer = await self._desk.answer(
                 upload, identifier=number, threshold=None, deadline=math.inf
@@ -290,7 +298,7 @@ async def _service(settings: Settings, load: Loader) -> AsyncIterator[Service]:
 
 def _check_alive(service: Service) -> None:
     if not service.alive:
-        raise BulkError("device or decoders do not answer any more: run it again to go on")
+        raise StuckError("device or decoders do not answer any more: run it again to go on")
 
 
 def _check_reach(rows: Sequence[Row]) -> None:

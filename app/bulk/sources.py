@@ -57,16 +57,12 @@ class Entry:
     """One image.
 
     Attributes:
-        place: in the listing.
-        after: the first place beyond it.
-        listed: see `Span`.
+        span: its own place in the listing.
         path: as a row names it: of a shard's image `tar://MEMBER::SHARD`, which fsspec opens.
         read: gives the file. Raises ImageError: not_found, unreadable.
     """
 
-    place: Place
-    after: Place
-    listed: str
+    span: Span
     path: str
     read: Callable[[], bytes]
 
@@ -171,12 +167,12 @@ def _entries(
     file: File, index: int, listed: str, covered: _Covered, limits: Limits
 ) -> Iterator[Entry]:
     """A file's images; where it cannot be read, or not to its end, one more that says so."""
-    place = Place(index)
+    start, end = Place(index), Place(index + 1)
     if not file.is_shard:
         look = functools.partial(_raise, file.fault)
         if file.fault is None:
             look = functools.partial(read, file.fs, file.key, limits)
-        yield Entry(place, Place(index + 1), listed, file.path, look)
+        yield Entry(Span(start, end, listed), file.path, look)
         return
     last: Entry | None = None  # it goes out once it is known whether another one follows
 
@@ -188,19 +184,18 @@ def _entries(
             for member in shards.members(stream, wanted, limits.max_bytes):
                 if last is not None:
                     yield last
-                place, after = Place(index, member.number), Place(index, member.number + 1)
+                place, start = Place(index, member.number), Place(index, member.number + 1)
                 path = f"tar://{member.name}::{file.path}"
                 look = functools.partial(_given, member.data)
-                last = Entry(place, after, listed, path, look)
+                last = Entry(Span(place, start, listed), path, look)
     except Exception as error:  # noqa: BLE001  (a broken archive, or a broken connection)
         if last is not None:
             yield last
-            place = last.after
         look = functools.partial(_raise, unreadable(error))
-        yield Entry(place, Place(index + 1), listed, file.path, look)
+        yield Entry(Span(start, end, listed), file.path, look)
     else:
         if last is not None:
-            yield Entry(last.place, Place(index + 1), listed, last.path, last.read)
+            yield Entry(Span(last.span.start, end, listed), last.path, last.read)
 
 
 def _opened(file: File) -> Any:

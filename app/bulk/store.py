@@ -18,6 +18,10 @@ class BulkError(Exception):
     """Why nothing can be listed, written or gone on with: one clear line."""
 
 
+class StuckError(BulkError):
+    """A thread hangs: the interpreter's own end would wait for it."""
+
+
 def is_url(name: str) -> bool:
     """Whether fsspec is to make sense of a name; any other is a path on this machine."""
     return "://" in name

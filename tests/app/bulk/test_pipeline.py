@@ -11,9 +11,11 @@ import pyarrow.dataset as ds
 import pytest
 from PIL import Image
 
+from app.bulk import pipeline
 from app.bulk.pipeline import Done, run_bulk
 from app.bulk.sources import Sources
-from app.bulk.store import BulkError
+from app.bulk.store import BulkError, StuckError
+from app.service import Service
 from app.settings import Settings
 from model.detector import Look
 from tests.app.bulk.test_shards import shard
@@ -98,7 +100,7 @@ def test_whatever_is_wrong_with_an_image_it_has_a_row(tmp_path: Path) -> None:
         "empty": b"",
         "text": b"no image",
         "large": bytes(20_000),
-        "declared": with_metadata("PNG", sourced("trainedAlgorithmicMedia")),
+        "declared": with_metadata("JPEG", xmp=sourced()),
     }
     for name, data in files.items():
         (folder / f"{name}.png").write_bytes(data)
@@ -130,7 +132,7 @@ def test_whatever_is_wrong_with_an_image_it_has_a_row(tmp_path: Path) -> None:
         assert (row["verdict"] is None) == (row["score"] is None) == (name in errors)
         whole = name not in ("large", "gone", "z")  # of others there is no digest
         assert (row["sha256"] is not None) == whole
-    assert done.rows == len(found) == sum(done.said.values())
+    assert done.rows == len(rows(out)) == sum(done.said.values()) == len(files) + 4
 
 
 def test_settings_of_the_server_are_not_used(album: Path, tmp_path: Path) -> None:
@@ -172,6 +174,19 @@ def test_a_device_that_is_gone_ends_it_and_no_row_says_so(album: Path, tmp_path:
     run(out, album)
     assert [row["path"] for row in rows(out)] == names_of(album)
     assert all(row["error"] is None for row in rows(out))
+
+
+def test_a_device_that_hangs_ends_it(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_WATCH_S", 0.05)
+    monkeypatch.setattr(Service, "_stuck_after_s", 0.2)
+    fake = FakeDetector()
+    fake.gate.clear()
+    with pytest.raises(StuckError, match="do not answer any more"):
+        run(tmp_path / "out", album, fake=fake)
+    fake.gate.set()
+    assert rows(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
