@@ -15,6 +15,7 @@ import typer
 from rich.table import Table
 
 from cli.bench import bench
+from cli.bulk import bulk
 from cli.compare import compare
 from cli.detect import detect
 from cli.environment import BackboneSha256, UsageError, read_settings, show, shown
@@ -28,6 +29,7 @@ backbone_app = typer.Typer(no_args_is_help=True, help="The CLIP image tower.")
 app.add_typer(backbone_app, name="backbone")
 for command in (
     detect,
+    bulk,
     caption,
     projector,
     train,

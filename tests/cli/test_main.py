@@ -19,6 +19,7 @@ COMMANDS = (
     "serve",
     "settings",
     "detect",
+    "bulk",
     "backbone",
     "caption",
     "projector",

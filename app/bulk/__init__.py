@@ -1,0 +1,1 @@
+"""Many images: out of folders, lists, shards and object stores, into Parquet; no HTTP between."""

@@ -1,0 +1,66 @@
+"""Images a second of `nsnet bulk`, beside `nsnet detect` on the same files.
+
+    python benchmarks/bulk.py [--images 200] [--side 512] [--rounds 3]
+
+Each command is a process of its own, with the environment's settings, from its first ten images to
+its last; in turn, so that both see the same machine. The tower must be in the cache (`nsnet
+backbone fetch`).
+"""
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.load import synthetic
+
+_NSNET = (sys.executable, "-m", "cli.main")
+_FIRST = 10
+_PART = re.compile(r"(\d+) images, ")
+
+
+def main() -> None:
+    """Print one row per command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    rates: dict[str, list[float]] = {"detect": [], "bulk": []}
+    with tempfile.TemporaryDirectory() as folder:
+        album = Path(folder, "album")
+        album.mkdir()
+        for number, data in enumerate(synthetic(chosen.images, chosen.side)):
+            (album / f"{number:05}.jpg").write_bytes(data)
+        for number in range(chosen.rounds):
+            rates["detect"].append(rate("detect", str(album)))
+            out = f"{folder}/out-{number}"
+            rates["bulk"].append(rate("bulk", str(album), "--to", out, "--part-rows", str(_FIRST)))
+    print("| command | images/s, median | least | most |\n|---|---|---|---|")
+    for command, laps in rates.items():
+        median = statistics.median(laps)
+        print(f"| nsnet {command} | {median:.1f} | {min(laps):.1f} | {max(laps):.1f} |")
+
+
+def rate(*arguments: str) -> float:
+    """Images a second of a command, by the lines that it prints."""
+    process = subprocess.Popen(
+        [*_NSNET, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None  # noqa: S101  (it is a pipe)
+    times: dict[int, float] = {}
+    for line in process.stdout:
+        part = _PART.match(line)
+        images = int(part[1]) if part else len(times) + 1 if arguments[0] == "detect" else 0
+        times.setdefault(images, time.monotonic())
+    if process.wait() or max(times) <= _FIRST:
+        raise SystemExit(f"nsnet {arguments[0]} failed, or there are too few images")
+    return (max(times) - _FIRST) / (times[max(times)] - times[_FIRST])
+
+
+if __name__ == "__main__":
+    main()
