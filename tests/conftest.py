@@ -1,6 +1,7 @@
 """A tiny random tower and checkpoints on it: the whole path in milliseconds, no download."""
 
 import json
+import signal
 from pathlib import Path
 
 import open_clip
@@ -15,6 +16,9 @@ from model.nullspace import null_space
 from model.tower.sources import load_backbone, random_backbone, tensor_digest
 from model.views.patches import PatchRule
 from model.views.plan import ViewPlan
+
+# Where tests run in the background, interrupts are ignored, also by all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = "ViT-tiny-test"
 TINY_CONFIG = {
