@@ -1,10 +1,10 @@
 """How many machines a day of traffic takes behind the autoscaler, simulated: nothing is served.
 
     python benchmarks/fleet.py steady  [--machine cpu|gpu]
-    python benchmarks/fleet.py targets [--machine cpu|gpu] [--peak 500] [--targets 1,2,4,8,16,32]
-    python benchmarks/fleet.py day     [--peaks 20,200,2000,20000] [--cpu-price P] [--gpu-price P]
+    python benchmarks/fleet.py targets [--machine cpu|gpu] [--peak 500] [--targets 1,1.5,2,3,4,8,32]
+    python benchmarks/fleet.py day     [--peaks 20,200,2000,10000] [--cpu-price P] [--gpu-price P]
                                        [--plot FILE]
-    python benchmarks/fleet.py check   [--peaks 40,150,400] [--minutes 30] [--seeds 4]
+    python benchmarks/fleet.py check   [--peaks 40,150,400] [--minutes 30] [--seeds 3]
 
 Needs `nsnet[bench]`, and `nsnet[train]` for the plot. Each prints a table in Markdown:
 
@@ -96,7 +96,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 def percent(share: float) -> str:
     """As people write it."""
-    return f"{100 * share:.3g} %" if share >= 0.00005 else "0"
+    if share < 1e-4:
+        return "< 0.01 %" if share > 1e-9 else "0"
+    return f"{100 * share:.2g} %"
 
 
 def show_steady(machine: Machine) -> None:
@@ -274,12 +276,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--min", type=int, default=2, help="replicas")
     parser.add_argument("--max", type=int, default=2000, help="replicas")
     parser.add_argument("--window", type=float, default=300, help="of stabilization, seconds")
+    parser.add_argument("--up-period", type=float, default=60, help="of its policies, seconds")
     parser.add_argument("--start", type=float, default=15, help="seconds until a replica is ready")
     parser.add_argument("--peak", type=float, default=500, help="targets: images/s")
     parser.add_argument("--peaks", type=numbers, help="day, check: images/s")
-    parser.add_argument("--targets", type=numbers, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--targets", type=numbers, default=[1, 1.5, 2, 3, 4, 8, 32])
     parser.add_argument("--minutes", type=float, default=30, help="check: of a day")
-    parser.add_argument("--seeds", type=int, default=4, help="targets, check: days")
+    parser.add_argument("--seeds", type=int, default=3, help="targets, check: days")
     parser.add_argument("--seed", type=int, default=0, help="day")
     parser.add_argument("--cpu-price", type=float)
     parser.add_argument("--gpu-price", type=float)
@@ -304,7 +307,12 @@ def main() -> None:
     } or {"cpu": dataclasses.replace(MACHINES["cpu"], **given)}
     machine = next(iter(machines.values()))
     traffic = Traffic(args.trough, args.bursts, args.burst, args.rise, args.fade)
-    rule = Rule(min_replicas=args.min, max_replicas=args.max, down_window_s=args.window)
+    rule = Rule(
+        min_replicas=args.min,
+        max_replicas=args.max,
+        down_window_s=args.window,
+        up=tuple(dataclasses.replace(policy, period_s=args.up_period) for policy in Rule().up),
+    )
     targets = {name: args.target or TARGETS[name] for name in machines}
 
     def go(machine: Machine, rates: Array, target: float, seed: int) -> Course:
@@ -331,7 +339,7 @@ def main() -> None:
         courses = [
             (name, peak, go(machine, traffic.rates(peak, args.seed), targets[name], args.seed))
             for name, machine in machines.items()
-            for peak in args.peaks or [20, 200, 2000, 20000]
+            for peak in args.peaks or [20, 200, 2000, 10000]
         ]
         show_days([(name, peak, prices[name], course) for name, peak, course in courses])
         if args.plot:

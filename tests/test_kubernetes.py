@@ -292,6 +292,8 @@ def test_the_autoscaler_reads_a_gauge_and_follows_the_rule_that_is_simulated(
     )
     assert rule == {"cpu": Rule(), "gpu": Rule(4, max_replicas=20)}[overlay]
     assert rule.target == TARGETS[overlay]
+    assert f"**Target {TARGETS['cpu']:g}** on CPUs" in text("docs/scaling.md")
+    assert f"; {TARGETS['gpu']:g} on a GPU" in text("docs/scaling.md")
     [keda] = [
         example["spec"]
         for example in map(yaml.safe_load, (path.read_text() for path in EXAMPLES))
@@ -307,7 +309,7 @@ def policy(manifest: Manifest) -> Policy:
 def test_versions_and_settings_are_real() -> None:
     version = tomllib.loads(text("pyproject.toml"))["project"]["version"]
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    for path in FOLDER.rglob("*.*"):
+    for path in (*FOLDER.rglob("*.*"), ROOT / "docs/scaling.md"):
         content = path.read_text()
         assert set(re.findall(r"\bNSNET_[A-Z0-9_]+", content)) <= known, path
         tags = re.findall(r"\bnsnet:(\d[\w.]*)|newTag: (\S+)", content)

@@ -114,6 +114,15 @@ def test_days_are_printed_and_drawn(
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_shares_are_written_so_that_few_are_not_none() -> None:
+    assert [fleet.percent(share) for share in (0, 3e-5, 0.0051, 0.5)] == [
+        "0",
+        "< 0.01 %",
+        "0.51 %",
+        "50 %",
+    ]
+
+
 def test_another_machine_is_given_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[Machine] = []
     monkeypatch.setattr(fleet, "show_steady", measured.append)
