@@ -94,6 +94,15 @@ def test_pixels_outlive_what_their_decoder_does_next(start: Start) -> None:
     assert (first.pixels == decode(jpeg(seed=1)).pixels).all()
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process has, be it that nobody has noticed."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return True
+    return stat.rpartition(")")[2].split()[0] == "Z"
+
+
 @pytest.mark.parametrize(
     ("ends", "answer"),
     [
