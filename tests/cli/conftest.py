@@ -39,3 +39,12 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return end.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def tiny(checkpoint: Path, tiny_tower: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny checkpoint as the settings' own."""
+    monkeypatch.setenv("NSNET_CHECKPOINT", str(checkpoint))
+    monkeypatch.setenv("NSNET_BACKBONE", str(tiny_tower))
+    monkeypatch.setenv("NSNET_ENGINE", "torch")
+    monkeypatch.setenv("NSNET_DTYPE", "float32")

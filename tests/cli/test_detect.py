@@ -39,15 +39,6 @@ def config() -> NSNetConfig:
 
 
 @pytest.fixture
-def tiny(checkpoint: Path, tiny_tower: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny checkpoint as the settings' own."""
-    monkeypatch.setenv("NSNET_CHECKPOINT", str(checkpoint))
-    monkeypatch.setenv("NSNET_BACKBONE", str(tiny_tower))
-    monkeypatch.setenv("NSNET_ENGINE", "torch")
-    monkeypatch.setenv("NSNET_DTYPE", "float32")
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Images of odd names, and what only looks as if it were one."""
     folder = tmp_path / "album"
