@@ -1,4 +1,4 @@
-"""One image's way through the service: upload -> picture -> look -> queue -> score -> answer."""
+"""One image's way through the service: upload -> result -> answer; the backend makes results."""
 
 from __future__ import annotations
 
@@ -6,69 +6,25 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
 
 from app.audit import AuditLog
-from app.decoding.pool import Decoders, DecodersError
-from app.errors import ApiError, from_image, log_unexpected, out_of_memory, overloaded
+from app.backend import Backend, Result
+from app.errors import ApiError, unexpected
 from app.evidence import Explain, write_evidence
 from app.intake.places import Places
 from app.intake.uploads import Upload
 from app.metrics import Metrics
-from app.queue import DeviceQueue, Pending
-from app.results import Passing, Results
-from app.schemas import (
-    DetectionOut,
-    EvidenceOut,
-    ImageOut,
-    ModelOut,
-    ProvenanceOut,
-    ThresholdsOut,
-    TimingsOut,
-)
+from app.results import Results
+from app.schemas import DetectionOut, EvidenceOut, ImageOut, ModelOut, ThresholdsOut, TimingsOut
 from app.settings import Settings
 from app.workers import Workers
-from model.images import Facts, ImageError
 from model.verdicts import Thresholds, Verdict
-
-if TYPE_CHECKING:  # torch comes with it
-    from model.detector import About, Look, Score
 
 log = logging.getLogger(__name__)
 
-# What is worth keeping of an image: verdicts are taken afterwards, by the cuts of each request.
-Result: TypeAlias = "tuple[Facts, ProvenanceOut | None, Score, TimingsOut]"
-
 _NO_TIME = TimingsOut(decode=0, patches=0, queue=0, inference=0)
-
-
-class ServedDetector(Protocol):
-    """What the service needs of a detector; see `model.detector.Detector`.
-
-    `look` and a score's `more` run in many threads at once, all else in one.
-    """
-
-    about: About
-
-    def warm_up(self, images: Sequence[int]) -> None:
-        """Run blank batches of so many images."""
-
-    def torch_threads(self, threads: int) -> int:
-        """How many of torch's threads should help the forward, of so many."""
-
-    def look(self, pixels: NDArray[np.uint8], *, explain: bool = False) -> Look:
-        """Cut what is looked at first out of a picture, which is not needed afterwards."""
-
-    def submit(self, looks: Sequence[Look]) -> Pending:
-        """Start scoring."""
-
-    def verdict(self, score: Score, cut: float | None) -> Verdict:
-        """What is said of a picture, by the detector's cuts or by one of the client's own."""
 
 
 @asynccontextmanager
@@ -84,60 +40,43 @@ async def within(deadline: float) -> AsyncIterator[None]:
 class Desk:
     """Takes uploads, gives answers.
 
-    What waits here is small. An upload waits for a decoder; of a picture that waits for the device
-    only its facts and its canvases are left.
-
     Args:
-        detector: loaded and warm.
-        queue: the detector's.
-        decoders: started.
+        backend: loaded and started; makes what is asked for.
         results: kept and shared, by content and model.
         settings: the service's.
         places: told of every answer.
-        metrics: of images and stages.
+        metrics: of images.
         audit: told what is said of every image.
-        stuck_after_s: a thread that works longer than this on one image hangs.
     """
-
-    # What is under way at the end answers nobody any more: its thread may be left behind.
-    JOIN_S = 2.0
 
     def __init__(
         self,
-        detector: ServedDetector,
-        queue: DeviceQueue,
-        decoders: Decoders,
+        backend: Backend,
         results: Results[Result],
         settings: Settings,
         places: Places,
         metrics: Metrics,
         audit: AuditLog,
-        stuck_after_s: float,
     ) -> None:
-        self.detector = detector
-        self._queue = queue
-        self._decoders = decoders
+        self.about = backend.about
+        self._backend = backend
         self._results = results
-        self._limits = settings.limits(detector.about.min_side)
-        self._reads_provenance = settings.provenance
         self._places = places
         self._metrics = metrics
         self._audit = audit
         # From the start: Prometheus knows no increase of a series that is not there yet.
-        sha256 = detector.about.sha256
+        sha256 = self.about.sha256
         self._verdicts = {v: metrics.predictions.labels(v.value, sha256) for v in Verdict}
         self._scores = metrics.score.labels(sha256)
-        # Digests are not made behind first looks: what is known already need not wait for them. Nor
-        # are second looks: their pictures came first.
-        self._digests = Workers("digest", 1, stuck_after_s)
-        self._first_looks = Workers("first look", settings.decoders(), stuck_after_s)
-        self._looks = Workers("look", 1, stuck_after_s)
-        self._workers = (self._digests, self._first_looks, self._looks)
+        # Apart from the backend's threads: what is known already need not wait for them.
+        self._digests = Workers("digest", 1, settings.stuck_after_s)
+        self._writing = Workers("evidence", 1, settings.stuck_after_s)
+        self._workers = (self._digests, self._writing)
 
     @property
     def waiting(self) -> int:
         """Looks that wait for the device."""
-        return self._queue.waiting
+        return self._backend.waiting
 
     @property
     def sharing(self) -> int:
@@ -146,31 +85,22 @@ class Desk:
 
     @property
     def alive(self) -> bool:
-        """Whether the device and every thread here get on."""
-        threads = all(workers.alive for workers in self._workers)
-        return threads and self._queue.alive and self._decoders.alive
+        """Whether the backend and every thread here get on."""
+        return self._backend.alive and all(workers.alive for workers in self._workers)
 
     @property
     def busy(self) -> bool:
-        """Whether a thread lives that is the device's or works; after `stop`, nothing ends it."""
-        return self._queue.busy or self._working
-
-    @property
-    def _working(self) -> bool:
+        """Whether a thread here works; after `stop`, nothing ends it."""
         return any(workers.busy for workers in self._workers)
 
     def stop(self) -> None:
-        """End the threads; waits for what they hold, up to `JOIN_S`."""
+        """End the threads."""
         for workers in self._workers:
             workers.stop()
-        end = time.monotonic() + self.JOIN_S
-        while self._working and time.monotonic() < end:
-            time.sleep(0.01)
-        self._queue.stop()
 
     def model(self) -> ModelOut:
         """Which model answers."""
-        about = self.detector.about
+        about = self.about
         return ModelOut(name=about.name, version=about.version, sha256=about.sha256)
 
     async def answer(
@@ -212,7 +142,7 @@ class Desk:
             outcome, said = "error", error.code
             raise
         except Exception as error:  # noqa: BLE001  (a bug, but this image's alone)
-            problem = _unexpected(error, identifier)
+            problem = unexpected(log, error, identifier)
             outcome, said = "error", problem.code
             raise problem from None
         else:
@@ -224,16 +154,16 @@ class Desk:
         finally:
             upload.discard()
             self._metrics.images.labels(outcome).inc()
-            self._audit.record(identifier, digest, said, self.detector.about.sha256)
+            self._audit.record(identifier, digest, said, self.about.sha256)
             self._places.answered()
 
     async def _evidence(self, result: Result, explain: Explain) -> EvidenceOut | None:
         """Evidence as it is answered; what is kept is plain numbers."""
-        facts, _, score, _ = result
-        if score.evidence is None:
+        facts, evidence = result.facts, result.score.evidence
+        if evidence is None:
             return None
         size = (facts.width, facts.height) if explain is Explain.WITH_HEATMAP else None
-        return await self._looks.run(functools.partial(write_evidence, score.evidence, size))
+        return await self._writing.run(functools.partial(write_evidence, evidence, size))
 
     def _write(
         self,
@@ -246,13 +176,13 @@ class Desk:
         cached: bool,
     ) -> DetectionOut:
         """The answer: the only place where a verdict is taken."""
-        facts, provenance, score, timings = result
-        cuts = self.detector.about.thresholds
+        facts, score = result.facts, result.score
+        cuts = self.about.thresholds
         if threshold is not None:
             cuts = Thresholds.single(threshold)
         return DetectionOut(
             id=identifier,
-            verdict=self.detector.verdict(score, threshold),
+            verdict=self._backend.verdict(score, threshold),
             score=score.value,
             looks=score.looks,
             thresholds=ThresholdsOut(real_below=cuts.real_below, ai_above=cuts.ai_above),
@@ -262,8 +192,8 @@ class Desk:
             ),
             warnings=[*facts.warnings, *score.warnings],
             cached=cached,
-            timings_ms=_NO_TIME if cached else timings,
-            provenance=provenance,
+            timings_ms=_NO_TIME if cached else result.timings,
+            provenance=result.provenance,
             evidence=evidence,
         )
 
@@ -274,94 +204,17 @@ class Desk:
 
         Until that is known, they are expected at the device.
         """
-        self._queue.expect(1)
+        self._backend.expect(1)
         try:
             digest = await self._digests.run(upload.digest)
             # Nothing that a request says changes a score: its cut is laid against it afterwards,
             # and evidence is made beside it.
-            key = (digest, self.detector.about.sha256, explain)
+            key = (digest, self.about.sha256, explain)
             kept = self._results.kept(key)
             if kept is None and not self._results.making(key):
-                self._results.make(key, self._make(upload.moved(), identifier, explain))
+                work = self._backend.make(upload.moved(), identifier, explain=explain)
+                self._results.make(key, work)
             upload.discard()  # others may have sent the same
             return key, kept
         finally:
-            self._queue.expect(-1)
-
-    async def _make(
-        self, upload: Upload, identifier: str, explain: bool
-    ) -> Result | Passing[Result] | ApiError:
-        """Score an upload that nobody else has sent.
-
-        Where what it declares was not read to its end, which another time may, that is not kept.
-        Errors are returned: what is raised holds on to whatever was under way.
-        """
-        try:
-            begun = await self._first_looks.run(
-                functools.partial(self._begin, upload, identifier, explain)
-            )
-            if isinstance(begun, ApiError):
-                return begun
-            facts, provenance, is_read, look, decode_s, cut_s = begun
-            del begun
-            score, queue_s, forward_s = await self._queue.score(look)
-            while score.more is not None:
-                look, again_s = await self._looks.run(functools.partial(self._next, score.more))
-                del score  # it holds what the look was cut from
-                score, queued_s, forward_again_s = await self._queue.score(look, next_up=True)
-                cut_s += again_s
-                queue_s += queued_s
-                forward_s += forward_again_s
-        except ApiError as error:
-            return error.with_traceback(None)
-        except Exception as error:  # noqa: BLE001  (a bug)
-            return _unexpected(error, identifier)
-        timings = TimingsOut(
-            decode=_ms(decode_s), patches=_ms(cut_s), queue=_ms(queue_s), inference=_ms(forward_s)
-        )
-        result = facts, provenance, score, timings
-        return result if is_read else Passing(result)
-
-    def _begin(
-        self, upload: Upload, identifier: str, explain: bool
-    ) -> tuple[Facts, ProvenanceOut | None, bool, Look, float, float] | ApiError:
-        """Decode, and cut the first look; with the seconds of both. Runs in a thread."""
-        start = time.monotonic()
-        try:
-            if self._reads_provenance:
-                picture, provenance, is_read = self._decoders.inspect(upload.parts(), self._limits)
-            else:
-                picture = self._decoders.decode(upload.parts(), self._limits)
-                provenance, is_read = None, True
-            decoded = time.monotonic()
-            look = self.detector.look(picture.pixels, explain=explain)
-        except ImageError as error:
-            return from_image(error)
-        except DecodersError:
-            return overloaded()
-        except Exception as error:  # noqa: BLE001  (a bug)
-            return _unexpected(error, identifier)
-        cut = time.monotonic()
-        self._metrics.stage.labels("decode").observe(decoded - start)
-        self._metrics.stage.labels("patches").observe(cut - decoded)
-        return picture.facts, provenance, is_read, look, decoded - start, cut - decoded
-
-    def _next(self, more: Callable[[], Look]) -> tuple[Look, float]:
-        """Cut the next look, with the seconds it took. Runs in the thread for looks."""
-        start = time.monotonic()
-        look = more()
-        took = time.monotonic() - start
-        self._metrics.stage.labels("patches").observe(took)
-        return look, took
-
-
-def _unexpected(error: Exception, identifier: str) -> ApiError:
-    """A bug, or no memory."""
-    log_unexpected(log, error, identifier)
-    if out_of_memory(error):
-        return overloaded()
-    return ApiError("internal_error", "The image could not be handled.")
-
-
-def _ms(seconds: float) -> float:
-    return round(1000 * seconds, 2)
+            self._backend.expect(-1)

@@ -98,6 +98,10 @@ class ApiError(Exception):
         if retry_after is not None:
             self.headers["Retry-After"] = str(retry_after)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process is told the same."""
+        return _again, (self.code, self.detail, self.headers)
+
     def problem(self, request_id: str) -> dict[str, Any]:
         """Build the RFC 9457 object."""
         return {
@@ -115,6 +119,10 @@ class ApiError(Exception):
         return JSONResponse(
             self.problem(request_id), self.status, headers=self.headers, media_type=MEDIA_TYPE
         )
+
+
+def _again(code: str, detail: str, headers: Mapping[str, str]) -> ApiError:
+    return ApiError(code, detail, headers=headers)
 
 
 _BY_STATUS = {
@@ -150,6 +158,14 @@ def from_image(error: ImageError) -> ApiError:
     """Translate why an image is not read or not judged: its code is one of the catalogue's."""
     _let_go(error)
     return ApiError(error.code, str(error))
+
+
+def unexpected(log: logging.Logger, error: Exception, identifier: str) -> ApiError:
+    """What a client is told of a bug, or of no memory, at one image."""
+    log_unexpected(log, error, identifier)
+    if out_of_memory(error):
+        return overloaded()
+    return ApiError("internal_error", "The image could not be handled.")
 
 
 def log_unexpected(log: logging.Logger, error: Exception, identifier: str) -> None:

@@ -19,16 +19,17 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.decoding.pool import Decoders
+from app.backend import BackendFactory
 from app.errors import ApiError, from_status
 from app.front import Cors, InferenceErrors, KnownHosts, RootPath, SecurityHeaders
 from app.intake.uploads import BodyLimit
+from app.local import local
 from app.logs import set_up_logs
 from app.observe import Observe
 from app.protocol import Config, Protocol, listen
 from app.routes import detect, documentation, inference, system
 from app.routes.page import add_page
-from app.service import Loader, Service, State, load_detector
+from app.service import Service, State
 from app.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -37,15 +38,12 @@ DESCRIPTION = """Tells AI-generated images from photographs. A verdict is eviden
 No image is ever stored or logged."""
 
 
-def create_app(
-    settings: Settings, load: Loader = load_detector, decoders: Decoders | None = None
-) -> FastAPI:
+def create_app(settings: Settings, factory: BackendFactory | None = None) -> FastAPI:
     """Build the application; its lifespan loads the model while probes are answered.
 
     Args:
         settings: see `app.settings`.
-        load: gives the detector.
-        decoders: see `Service`.
+        factory: gives what makes results; None: this machine does.
     """
 
     @asynccontextmanager
@@ -85,7 +83,7 @@ def create_app(
         app.add_route("/docs", documentation.docs, include_in_schema=False)
     if settings.page:
         add_page(app, settings)
-    _stand_before(app, Service(settings, load, decoders), known_hosts_only=True)
+    _stand_before(app, Service(settings, factory or local()), known_hosts_only=True)
     if settings.oip:
         app.add_middleware(InferenceErrors)
     return app
@@ -256,7 +254,7 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def serve(settings: Settings, load: Loader = load_detector) -> int:
+def serve(settings: Settings, factory: BackendFactory | None = None) -> int:
     """Serve until a signal; returns the process's exit status.
 
     Raises:
@@ -264,7 +262,7 @@ def serve(settings: Settings, load: Loader = load_detector) -> int:
     """
     settings.check_access()
     set_up_logs(settings)
-    app = create_app(settings, load)
+    app = create_app(settings, factory)
     server = make_server(app, settings)
     for note in settings.notes:
         log.warning("%s", note)

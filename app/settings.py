@@ -316,6 +316,12 @@ class Settings(BaseSettings):
         """Images that are decoded at once."""
         return self.decode_workers or cores()
 
+    @property
+    def stuck_after_s(self) -> float:
+        """Seconds after which a thread that works on one image hangs."""
+        # Twice the deadline after which nobody waits for it, and some for a slow disk.
+        return 2 * self.deadline_s + 30
+
     def runtime(self) -> Runtime:
         """Where and how the tower runs.
 

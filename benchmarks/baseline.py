@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 
-from app.service import load_detector
+from app.local import load_detector
 from app.settings import Settings
 from model.detector import Look
 from model.hardware import use_threads

@@ -104,7 +104,7 @@ def _scorer(chosen: "Settings", *, explain: bool) -> Iterator[Callable[[str], An
     """What scores one image after another; whatever is wrong with one, the next has its turn."""
     from app.decoding.pool import Decoders
     from app.evidence import write_evidence
-    from app.service import load_detector
+    from app.local import load_detector
     from model.errors import ImageError
 
     decoders = Decoders(

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.decoding.pool import Decoders
-from app.desk import ServedDetector
+from app.scoring import ServedDetector
 from app.settings import Settings
 from model.detector import About, Evidence, Judged, Look, ModelError, Score
 from model.verdicts import (

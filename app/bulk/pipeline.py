@@ -20,7 +20,8 @@ from app.bulk.sources import Entry, Sources, Span
 from app.bulk.store import BulkError, StuckError
 from app.errors import ApiError
 from app.intake.uploads import Upload
-from app.service import Loader, Service, State, load_detector
+from app.local import Loader, load_detector, local
+from app.service import Service, State
 from app.settings import Settings
 from model.images import ImageError
 
@@ -209,7 +210,7 @@ class _Scorer:
 
     def __init__(self, service: Service, settings: Settings, readers: ThreadPoolExecutor) -> None:
         self._desk = service.desk
-        self._about = service.desk.detector.about
+        self._about = service.desk.about
         self._limits = settings.limits(self._about.min_side)
         self._readers = readers
 
@@ -282,7 +283,7 @@ async def _service(settings: Settings, load: Loader) -> AsyncIterator[Service]:
     Raises:
         BulkError: it does not become ready.
     """
-    service = Service(settings, load)
+    service = Service(settings, local(load))
     tidying: asyncio.Task[None] | None = None
     try:
         await service.start(lambda: None)

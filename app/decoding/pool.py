@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -35,6 +35,20 @@ PROVENANCE_WALL_S = 6.0
 _BOOT_S = 60.0  # it takes 0.2 s of a core that has nothing else to do
 # Nothing else in the environment is a decoder's business: least of all the keys.
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
+
+
+class Opened(NamedTuple):
+    """What was in a file.
+
+    Attributes:
+        picture: its pixels, and what they are.
+        provenance: what it declares of its origin; None: nobody asked.
+        is_read: whether that was read to its end: where it was not, another time may tell more.
+    """
+
+    picture: Picture
+    provenance: ProvenanceOut | None
+    is_read: bool = True
 
 
 class DecodersError(Exception):
@@ -132,25 +146,19 @@ class Decoders:
         with _file_of(parts) as file:
             return _picture(self._ask(file, Job(limits, self._cpu_s)), file)
 
-    def inspect(
-        self, parts: Iterable[bytes], limits: Limits
-    ) -> tuple[Picture, ProvenanceOut, bool]:
+    def inspect(self, parts: Iterable[bytes], limits: Limits) -> Opened:
         """Decode a file as `decode` does, and read what it declares of its origin.
 
         Where that is the end of its process, the picture is given all the same.
-
-        Returns:
-            The picture, what the file declares, and whether that was read to its end: where it was
-            not, another time may tell more.
         """
         if not self.ISOLATED:
             data = b"".join(parts)
             picture = decode(data, limits)
             *_, report = Declarations(self._trust_anchors).reports(data)
-            return picture, *_provenance({"provenance": report, "provenance_read": True})
+            return Opened(picture, *_provenance({"provenance": report, "provenance_read": True}))
         with _file_of(parts) as file:
             answer = self._ask(file, Job(limits, self._cpu_s, provenance=True))
-            return _picture(answer, file), *_provenance(answer)
+            return Opened(_picture(answer, file), *_provenance(answer))
 
     def _ask(self, file: int, job: Job) -> dict[str, Any]:
         """What a child says of a file; one that is not to be asked again is replaced.

@@ -61,7 +61,7 @@ async def metrics(request: Request) -> Response:
 async def model(request: Request) -> ModelDetailsOut:
     """Checkpoint, backbone, device, thresholds and others, calibration, figures, limits."""
     service: Service = request.app.state.service
-    about, limits = service.desk.detector.about, service.settings
+    about, limits = service.desk.about, service.settings
     cuts = about.thresholds
     return ModelDetailsOut(
         name=about.name,

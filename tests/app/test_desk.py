@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.decoding.pool import Decoders
-from app.desk import ServedDetector
+from app.decoding.pool import Decoders, Opened
 from app.errors import ApiError
 from app.intake.uploads import Upload
-from app.schemas import DetectionOut, ProvenanceOut
+from app.local import local
+from app.schemas import DetectionOut
+from app.scoring import ServedDetector
 from app.service import Service, State
 from app.settings import Settings
 from model.detector import Detector, Look
-from model.images import Limits, Picture
+from model.images import Limits
 from model.verdicts import Verdict
 from tests.conftest import CPU
 from tests.fakes import DOUBTFUL, POISON, FakeDetector, shared_decoders
@@ -39,7 +40,7 @@ async def serving(
     detector: ServedDetector, decoders: Decoders | None = None, **settings: Any
 ) -> AsyncIterator[Service]:
     chosen = Settings(**{"cache_size": 0} | settings)
-    service = Service(chosen, lambda _: detector, decoders or shared_decoders())
+    service = Service(chosen, local(lambda _: detector, decoders or shared_decoders()))
     await service.start(lambda: None)
     assert service.state is State.READY
     try:
@@ -94,18 +95,16 @@ class Watched:
         self._inspect = Decoders.inspect
         monkeypatch.setattr(Decoders, "inspect", lambda *given: self._watched(*given))
 
-    def _watched(
-        self, decoders: Decoders, parts: Iterable[bytes], limits: Limits
-    ) -> tuple[Picture, ProvenanceOut, bool]:
+    def _watched(self, decoders: Decoders, parts: Iterable[bytes], limits: Limits) -> Opened:
         def watched() -> Iterator[bytes]:
             for part in parts:
                 self.files.append(part)
                 yield part
                 del part
 
-        picture, provenance, is_read = self._inspect(decoders, watched(), limits)
-        self.pixels.append(weakref.ref(picture.pixels))
-        return picture, provenance, is_read
+        opened = self._inspect(decoders, watched(), limits)
+        self.pixels.append(weakref.ref(opened.picture.pixels))
+        return opened
 
     def held(self) -> int:
         """Files and pixels that anybody but this test holds."""
@@ -236,7 +235,7 @@ def test_a_second_look_waits_for_no_decoder() -> None:
 
 
 def test_a_second_look_that_hangs_fails_liveness(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.service.Service._stuck_after_s", 0.3)
+    monkeypatch.setattr("app.settings.Settings.stuck_after_s", 0.3)
     fake, stuck = FakeDetector(), threading.Event()
     fake.before_more = lambda: stuck.wait(20)
 

@@ -12,13 +12,14 @@ def test_building_the_application_touches_neither_torch_nor_a_thread() -> None:
     """
     code = """
 import sys, threading
+from app.local import local
 from app.main import create_app
 from app.settings import Settings
 
 def load(settings):
     raise SystemExit("loaded before the server started")
 
-create_app(Settings(), load)
+create_app(Settings(), local(load))
 assert not {"torch", "sklearn"} & sys.modules.keys()
 assert threading.active_count() == 1, threading.enumerate()
 """

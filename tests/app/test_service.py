@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from app.decoding.pool import DecodersError
-from app.service import Service, State, load_detector
+from app.local import LocalBackend, local
+from app.service import Service, State
 from app.settings import Settings
 from model.detector import ModelError
 from model.images import Limits
@@ -32,7 +33,7 @@ def test_whatever_stops_the_load_is_one_line(
     def load(_: Settings) -> Any:
         raise error
 
-    service, failed = Service(Settings(), load), []
+    service, failed = Service(Settings(), local(load)), []
     with caplog.at_level("INFO"):
         asyncio.run(service.start(lambda: failed.append(True)))
     service.stop()
@@ -55,7 +56,7 @@ def test_torch_that_cannot_be_imported_is_one_line(
 
     monkeypatch.delitem(sys.modules, "model.detector")
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    service = Service(Settings(), load_detector)
+    service = Service(Settings(), local())
     asyncio.run(service.start(lambda: None))
     service.stop()
     assert service.state is State.FAILED
@@ -74,7 +75,7 @@ def test_a_thread_that_still_loads_is_busy() -> None:
         return load_fake(settings)
 
     async def run() -> None:
-        service = Service(Settings(), load)
+        service = Service(Settings(), local(load))
         assert not service.busy
         loading = asyncio.create_task(service.start(lambda: None))
         await asyncio.to_thread(entered.wait, 5)
@@ -91,7 +92,7 @@ def test_a_thread_that_still_loads_is_busy() -> None:
 def test_what_is_loaded_is_never_searched_for_garbage() -> None:
     """A full collection through a loaded torch stopped every thread for 190 ms, now and then."""
     gc.unfreeze()
-    service = Service(Settings(), load_fake)
+    service = Service(Settings(), local(load_fake))
     asyncio.run(service.start(lambda: None))
     service.stop()
     assert gc.get_freeze_count() > 10_000
@@ -112,17 +113,19 @@ def test_decoders_that_could_not_be_started_are_once_they_can(
     monkeypatch.setattr(subprocess, "Popen", scarce)
 
     async def run() -> None:
-        service = Service(Settings(decode_workers=1), load_fake)
+        service = Service(Settings(decode_workers=1), local(load_fake))
+        assert isinstance(service.backend, LocalBackend)
+        decoders = service.backend.decoders
         await service.start(lambda: None)
         tidying = asyncio.create_task(service.tidy())
         try:
             lack.set()
-            for child in list(service._decoders._children):
+            for child in list(decoders._children):
                 child.end()
             for _ in range(4):  # each is missed by the first who needs it
                 with contextlib.suppress(DecodersError):
-                    await asyncio.to_thread(service._decoders.decode, [b""], Limits())
-            assert not service._decoders.alive
+                    await asyncio.to_thread(decoders.decode, [b""], Limits())
+            assert not decoders.alive
             lack.clear()
             await asyncio.to_thread(eventually, lambda: service.alive)
             service.check_open()

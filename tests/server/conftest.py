@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.local import local
 from app.main import create_app, make_server
 from app.service import Service
 from app.settings import Settings
@@ -74,7 +75,7 @@ def running(
         return fake
 
     chosen = Settings(port=0, cache_size=100 if cached else 0, **settings)
-    app = create_app(chosen, load, shared_decoders() if shared else None)
+    app = create_app(chosen, local(load, shared_decoders() if shared else None))
     server = make_server(app, chosen)
     thread = threading.Thread(target=server.run)
     thread.start()

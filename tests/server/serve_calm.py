@@ -5,6 +5,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
+from app.local import local
 from app.main import serve
 from app.settings import load_settings
 from model.detector import Look
@@ -19,4 +20,4 @@ class Calm(FakeDetector):
 
 
 if __name__ == "__main__":
-    sys.exit(serve(load_settings(), lambda _: Calm()))
+    sys.exit(serve(load_settings(), local(lambda _: Calm())))

@@ -7,8 +7,9 @@ from typing import NoReturn
 
 import torch
 
-from app.desk import ServedDetector
+from app.local import local
 from app.main import serve
+from app.scoring import ServedDetector
 from app.settings import Settings, SettingsError, load_settings
 from model.detector import Look
 from tests.fakes import FakeDetector, load_fake
@@ -41,6 +42,6 @@ def load(settings: Settings) -> ServedDetector:
 
 if __name__ == "__main__":
     try:
-        sys.exit(serve(load_settings(), load))
+        sys.exit(serve(load_settings(), local(load)))
     except SettingsError as error:
         sys.exit(f"nsnet: {error}")

@@ -524,7 +524,7 @@ def test_the_end_aborts_in_no_forward(process: Callable[..., Process]) -> None:
 
 def test_a_decoder_that_hangs_fails_liveness_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """All decoders were stuck in hostile files, and the probes said that all is well."""
-    monkeypatch.setattr("app.service.Service._stuck_after_s", 1.0)
+    monkeypatch.setattr("app.settings.Settings.stuck_after_s", 1.0)
     stuck = threading.Event()
     with running(deadline_s=0.3) as server, server.client() as client:
         server.fake.before_look = lambda _: stuck.wait(20)

@@ -15,7 +15,6 @@ from app.bulk import pipeline
 from app.bulk.pipeline import Done, run_bulk
 from app.bulk.sources import Sources
 from app.bulk.store import BulkError, StuckError
-from app.service import Service
 from app.settings import Settings
 from model.detector import Look
 from tests.app.bulk.test_shards import shard
@@ -180,7 +179,7 @@ def test_a_device_that_hangs_ends_it(
     album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "_WATCH_S", 0.05)
-    monkeypatch.setattr(Service, "_stuck_after_s", 0.2)
+    monkeypatch.setattr(Settings, "stuck_after_s", 0.2)
     fake = FakeDetector()
     fake.gate.clear()
     with pytest.raises(StuckError, match="do not answer any more"):

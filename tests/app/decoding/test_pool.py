@@ -17,6 +17,7 @@ import pytest
 
 from app.decoding import pool
 from app.decoding.pool import Decoders, DecodersError
+from app.schemas import ProvenanceOut
 from benchmarks.signing import authority, signed
 from model.images import ImageError, Limits, Picture, decode
 from tests.app.provenance import doubles
@@ -285,11 +286,19 @@ def test_of_an_image_whose_pixels_are_let_go_nothing_is_left(start: Start) -> No
     assert len(list(Path("/proc/self/fd").iterdir())) == files
 
 
+def inspect(
+    decoders: Decoders, parts: list[bytes], limits: Limits
+) -> tuple[Picture, ProvenanceOut, bool]:
+    picture, found, is_read = decoders.inspect(parts, limits)
+    assert found is not None
+    return picture, found, is_read
+
+
 def test_what_a_file_declares_comes_with_its_picture(start: Start, replaced: list[str]) -> None:
     decoders = start()
     data = signed(with_metadata("JPEG", exif=camera()), "image/jpeg")
     for _ in range(3):
-        picture, found, is_read = decoders.inspect([data[:99], data[99:]], LIMITS)
+        picture, found, is_read = inspect(decoders, [data[:99], data[99:]], LIMITS)
         assert is_read
         assert (picture.pixels == decode(data).pixels).all()
         assert (found.declares, found.c2pa.status, found.c2pa.trusted) == (
@@ -298,7 +307,7 @@ def test_what_a_file_declares_comes_with_its_picture(start: Start, replaced: lis
             None,
         )
         assert found.exif.make == "Panasonic"
-        assert decoders.inspect([jpeg()], LIMITS)[1].declares == "nothing"
+        assert inspect(decoders, [jpeg()], LIMITS)[1].declares == "nothing"
         decoders.decode([data], LIMITS)
     assert replaced == []
 
@@ -307,20 +316,20 @@ def test_trust_anchors_reach_every_decoder(start: Start) -> None:
     decoders = start(trust_anchors=authority())
     data = signed(jpeg(), "image/jpeg")
     for _ in range(2):
-        assert decoders.inspect([data], LIMITS)[1].c2pa.trusted is True
+        assert inspect(decoders, [data], LIMITS)[1].c2pa.trusted is True
     for pid in pids(decoders):
         os.kill(pid, signal.SIGKILL)
     for _ in range(3):
         with contextlib.suppress(DecodersError):
-            assert decoders.inspect([data], LIMITS)[1].c2pa.trusted is True
+            assert inspect(decoders, [data], LIMITS)[1].c2pa.trusted is True
 
 
 def test_what_is_wrong_with_an_image_is_said_and_not_what_it_declares(start: Start) -> None:
     decoders = start()
     with pytest.raises(ImageError) as refused:
-        decoders.inspect([b"no image"], LIMITS)
+        inspect(decoders, [b"no image"], LIMITS)
     assert refused.value.code == "unsupported_media_type"
-    assert decoders.inspect([jpeg()], LIMITS)[1].declares == "nothing"
+    assert inspect(decoders, [jpeg()], LIMITS)[1].declares == "nothing"
 
 
 @pytest.mark.parametrize(
@@ -351,7 +360,7 @@ def test_whatever_a_manifest_does_to_its_reader_the_picture_is_given(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(pool, "PROVENANCE_WALL_S", 0.5 if deed == doubles.SLEEPS_FOR_EVER else 30)
     decoders = start()
-    picture, found, is_read = decoders.inspect([data], LIMITS)
+    picture, found, is_read = inspect(decoders, [data], LIMITS)
     assert not is_read
     assert (picture.pixels == decode(data).pixels).all()
     assert (found.c2pa.status, found.c2pa.declares) == ("unverified", "nothing")
@@ -359,7 +368,7 @@ def test_whatever_a_manifest_does_to_its_reader_the_picture_is_given(
     assert replaced == ([reason] if reason else [])
     assert told in caplog.text
     assert "may quote" not in caplog.text
-    _, found, is_read = decoders.inspect([jpeg()], LIMITS)
+    _, found, is_read = inspect(decoders, [jpeg()], LIMITS)
     assert is_read
     assert found.c2pa.status == "absent"
 
@@ -374,7 +383,7 @@ def test_a_decoder_that_says_no_more_than_the_facts_costs_what_a_file_declares(
     )
     monkeypatch.syspath_prepend(tmp_path)
     decoders = start()
-    picture, found, is_read = decoders.inspect([with_metadata("PNG", xmp=sourced())], LIMITS)
+    picture, found, is_read = inspect(decoders, [with_metadata("PNG", xmp=sourced())], LIMITS)
     assert not is_read
     assert picture.facts.format == "PNG"
     assert (found.declares, found.iptc.status, found.c2pa.status) == (
@@ -390,7 +399,7 @@ def test_where_there_are_no_files_in_memory_declarations_are_read_here(
 ) -> None:
     monkeypatch.setattr(Decoders, "ISOLATED", False)
     decoders = start(trust_anchors=authority())
-    picture, found, is_read = decoders.inspect([signed(jpeg(), "image/jpeg")], LIMITS)
+    picture, found, is_read = inspect(decoders, [signed(jpeg(), "image/jpeg")], LIMITS)
     assert is_read
     assert (picture.pixels == decode(jpeg()).pixels).all()
     assert found.c2pa.trusted is True
@@ -403,7 +412,7 @@ def test_a_decoder_that_checks_signatures_is_not_worn_out_by_it(
     data = signed(jpeg(), "image/jpeg")
     before = pids(decoders)
     for _ in range(40):
-        decoders.inspect([data], LIMITS)
+        inspect(decoders, [data], LIMITS)
     assert pids(decoders) == before
     for pid in before:
         kilobytes = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
