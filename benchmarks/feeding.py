@@ -142,7 +142,7 @@ def _serve_fleet(decoding: int, scoring: int) -> None:
     from app.fleet.serve import application
 
     settings = load_settings()
-    ray.init(num_cpus=64, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=64, include_dashboard=False, log_to_driver=False)
     try:
         ray_serve.start(
             http_options={"host": "127.0.0.1", "port": settings.port},

@@ -81,11 +81,12 @@ def cluster() -> str:
 
     # The driver's own prints of the workers' logs would drown the report.
     ray.init(
+        "local",  # whatever else runs here
         num_cpus=8,  # of which there may be fewer: it is what replicas ask for
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=300 << 20,
-        object_spilling_directory=tempfile.mkdtemp(dir="/dev/shm"),
+        object_spilling_directory=tempfile.mkdtemp("", "ray-overflow-", "/dev/shm"),
     )
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
