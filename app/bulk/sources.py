@@ -4,6 +4,7 @@ import csv
 import functools
 import hashlib
 import io
+import os
 import posixpath
 import re
 import stat
@@ -12,17 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from app.bulk import shards
-from app.bulk.store import BulkError, is_url, locate, public, read, unreadable
+from app.bulk.store import BulkError, is_url, locate, public, read, unreadable, without_user
 from model.images import SUFFIXES, ImageError, Limits
 
 _LISTS = (".csv", ".parquet")
 _COLUMN = "path"
 _SEPARATORS = (",", ";")  # spreadsheets write the second where a comma is the decimal sign
+_LINE = 1 << 20  # characters of a list's line at most
 _MAGIC = re.compile(r"[*?[]")
 
 
@@ -281,7 +284,7 @@ class _Source:
 
 
 def _of_file(source: _Source) -> Iterator[File]:
-    yield File(source.name, source.fs, source.key)
+    yield File(without_user(source.name), source.fs, source.key)
 
 
 def _of_folder(source: _Source) -> Iterator[File]:
@@ -339,7 +342,8 @@ def _listed(path: str, fs: Any, folder: str) -> File:
 
 def _csv_paths(stream: Any, shown: str) -> Iterator[str]:
     with io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
-        head = text.readline()
+        lines = _lines(text)
+        head = next(lines, "")
         for separator in _SEPARATORS:
             header = next(csv.reader([head], delimiter=separator), [])
             if _COLUMN in header:
@@ -347,18 +351,35 @@ def _csv_paths(stream: Any, shown: str) -> Iterator[str]:
         else:
             raise _no_column(shown)
         column = header.index(_COLUMN)
-        for fields in csv.reader(text, delimiter=separator):
+        for fields in csv.reader(lines, delimiter=separator):
             if fields:  # else a blank line
                 yield fields[column] if column < len(fields) else ""
+
+
+def _lines(text: io.TextIOBase) -> Iterator[str]:
+    """The lines of a list; what has none is not read whole to find that out."""
+    while line := text.readline(_LINE):
+        if len(line) == _LINE:
+            raise csv.Error("a line is too long")
+        yield line
 
 
 def _parquet_paths(stream: Any, shown: str) -> Iterator[str]:
     file = pq.ParquetFile(stream)
     if _COLUMN not in file.schema_arrow.names:
         raise _no_column(shown)
+    if not _is_text(file.schema_arrow.types[file.schema_arrow.names.index(_COLUMN)]):
+        raise BulkError(f"{shown} has no text in its column {_COLUMN}")
     for batch in file.iter_batches(batch_size=1024, columns=[_COLUMN]):
         for path in batch.column(0).to_pylist():
-            yield path if isinstance(path, str) else ""
+            yield os.fsdecode(path) if path else ""
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text; some writers call it bytes."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    texts = (pa.string(), pa.large_string(), pa.string_view())
+    return kind in (*texts, pa.binary(), pa.large_binary(), pa.binary_view(), pa.null())
 
 
 def _no_column(shown: str) -> BulkError:
