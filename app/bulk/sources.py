@@ -96,9 +96,10 @@ class Sources:
     """Files, and what holds them.
 
     A folder gives those below it whose names end as images' or shards' do, hidden ones left out,
-    each folder's in the order of their names; a glob whatever file it matches; a list (CSV or
-    Parquet, by its name) the files of its column `path`, which may be relative to it. What is named
-    twice is listed twice. A folder's own names are held in memory, no other's.
+    each folder's in the order of their names; a glob whatever file it matches, but lists only where
+    it ends as they do; a list (CSV or Parquet, by its name) the files of its column `path`, which
+    may be relative to it. What is named twice is listed twice. A folder's own names are held in
+    memory, no other's.
 
     Args:
         names: paths and URLs.
@@ -308,10 +309,13 @@ def _of_glob(source: _Source) -> Iterator[File]:
     for key, fault in _below(source.fs, root, enters):
         if fault is not None and key == root:
             raise BulkError(f"{public(source.name)} cannot be listed")
-        if fault is not None or _matches(source.key, key):
-            file = File(source.path(key, root), source.fs, key, fault)
-            is_list = fault is None and _suffix(key) in _LISTS
-            yield from _of_list(_Source(file.path, file.fs, key, _of_list)) if is_list else (file,)
+        if fault is None and not _matches(source.key, key):
+            continue
+        file = File(source.path(key, root), source.fs, key, fault)
+        if fault is not None or _suffix(key) not in _LISTS:
+            yield file
+        elif _suffix(source.key) in _LISTS:  # else they are beside the images, or a run's own parts
+            yield from _of_list(_Source(file.path, file.fs, key, _of_list))
 
 
 def _of_list(source: _Source) -> Iterator[File]:

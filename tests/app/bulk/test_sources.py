@@ -214,6 +214,17 @@ def test_a_list_of_what_is_no_path_is_one_line(column: Any, tmp_path: Path) -> N
         entries(tmp_path / "list.parquet")
 
 
+def test_a_glob_of_images_reads_no_list_beside_them(tmp_path: Path) -> None:
+    """Parts of a run are such lists: a folder for them that the glob leads to would be scored."""
+    make(tmp_path, "1.jpg", "deep/2.jpg")
+    pq.write_table(pa.table({"path": ["../1.jpg"]}), tmp_path / "deep" / "part.parquet")
+    (tmp_path / "list.csv").write_text("path\n1.jpg\n")
+    images = [str(tmp_path / name) for name in ("1.jpg", "deep/2.jpg")]
+    assert paths(f"{tmp_path}/**") == images
+    assert paths(f"{tmp_path}/*") == images[:1]
+    assert paths(f"{tmp_path}/*.csv", f"{tmp_path}/**/*.parquet") == ["1.jpg", "../1.jpg"]
+
+
 def test_a_list_without_lines_is_not_read_whole(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path\n" + "a," * (3 << 19))
     with pytest.raises(BulkError, match=r"list.csv cannot be read: Error$"):
