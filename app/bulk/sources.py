@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
@@ -26,6 +27,7 @@ _LISTS = (".csv", ".parquet")
 _COLUMN = "path"
 _SEPARATORS = (",", ";")  # spreadsheets write the second where a comma is the decimal sign
 _LINE = 1 << 20  # characters of a list's line at most
+_NAMELESS = "//"  # ends a folder without a name, as an object store may have
 _MAGIC = re.compile(r"[*?[]")
 
 
@@ -401,6 +403,8 @@ def _below(
             yield key, None
         elif key == root or enters(key):
             try:
+                if key.endswith(_NAMELESS):
+                    raise NotADirectoryError  # noqa: TRY301  (no store here lists it)
                 children = _children(fs, key)
             except Exception as error:  # noqa: BLE001  (each file system raises what it likes)
                 yield key, unreadable(error)
@@ -416,7 +420,11 @@ def _children(fs: Any, folder: str) -> list[tuple[str, bool]]:
     children = []
     for info in infos:
         key, kind = info["name"], info["type"]
-        if PurePosixPath(key).name.startswith(".") or key.rstrip("/") == folder.rstrip("/"):
+        if key.rstrip("/") == folder.rstrip("/"):
+            if kind != "directory" or isinstance(fs, HTTPFileSystem):  # itself, or its marker
+                continue
+            key = folder.rstrip("/") + _NAMELESS
+        elif PurePosixPath(key).name.startswith("."):
             continue
         if info.get("islink") and isinstance(fs, LocalFileSystem):
             kind = _linked(key)
