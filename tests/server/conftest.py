@@ -60,7 +60,7 @@ class Running:
         return httpx.get(f"{self.url}/metrics").text
 
     def ours(self) -> None:
-        """What is tested from here on is how this server itself speaks HTTP."""
+        """What is tested from here on is how this server itself speaks HTTP, or logs."""
 
     def connect(self) -> socket.socket:
         """A connection for bytes of the test's own."""

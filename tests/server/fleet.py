@@ -23,8 +23,6 @@ from tests.fakes import load_fake
 class Fleet:
     """The application on a cluster of this machine; see `conftest.Running`."""
 
-    operations = ""
-
     def __init__(self, url: str) -> None:
         self.url = url
 

@@ -367,6 +367,7 @@ def test_it_can_be_mounted_and_switched_off(root_path: str) -> None:
 
 
 def test_no_image_and_no_id_is_logged(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    server.ours()
     with caplog.at_level("DEBUG"), server.client() as client:
         answer = client.post(INFER, json=as_json([grey(1), b"secret image"], id="secret-id"))
         error(answer, 415, "unsupported_media_type")
