@@ -39,7 +39,10 @@ UNREAD_S = 30.0
 """How long an answer may wait for a client to read 48 kB of it."""
 
 MAX_HEAD_BYTES = 16384
+"""Of a request's head, from its first byte through its empty line; of the lines behind a chunked
+body as many again."""
 MAX_HEADERS = 100
+"""Lines of each."""
 MAX_PIPELINED = 8
 """Requests in a row that are here before the one before them is answered: a burst of hundreds costs
 its sender one packet, and nobody need read the answers."""
@@ -83,9 +86,16 @@ class Connection(h11.Connection):
         Raises:
             h11.RemoteProtocolError: what came is no HTTP, or Refused.
         """
+        came = b"" if self.left else self.trailing_data[0]
         event = super().next_event()
         if isinstance(event, h11.Request):
             self.head_only = event.method == b"HEAD"
+        if isinstance(event, h11.Request | h11.EndOfMessage):
+            # h11 bounds what is not yet whole; the slice that completes it may have more.
+            size = len(came) - len(self.trailing_data[0])
+            if size > MAX_HEAD_BYTES or len(event.headers) > MAX_HEADERS:
+                raise Refused(_headers_too_large())
+        if isinstance(event, h11.Request):
             self._check(event)
         elif isinstance(event, h11.Data):
             self._count(event)
@@ -93,8 +103,6 @@ class Connection(h11.Connection):
 
     def _check(self, request: h11.Request) -> None:
         headers = dict(request.headers)
-        if len(request.headers) > MAX_HEADERS:
-            raise Refused(_headers_too_large())
         if b"transfer-encoding" in headers and b"content-length" in headers:
             raise Refused(ApiError("bad_request", "The request declares its length in two ways."))
         if headers.get(b"upgrade", b"").lower() == b"websocket":
