@@ -17,12 +17,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would tell its makers
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a cluster that nobody asked for would use the disk
+
 import ray
 
 from app.bulk.store import BulkError
 from app.settings import Settings
 
-_SHM = Path("/dev/shm")  # noqa: S108  (no disk)
+SHM = Path("/dev/shm")  # noqa: S108  (no disk)
 _PREFIX = "nsnet-bulk-"
 _MIB = 1 << 20
 _LEAST_STORE = 256 * _MIB
@@ -40,7 +43,6 @@ def cluster(settings: Settings, store_bytes: int | None = None) -> Iterator[None
     Raises:
         BulkError: there is none to be had.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would tell its makers
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it writes between our lines
     with ExitStack() as stack:
         if os.environ.get("RAY_ADDRESS"):
@@ -52,7 +54,7 @@ def cluster(settings: Settings, store_bytes: int | None = None) -> Iterator[None
                 "include_dashboard": False,
                 "object_store_memory": store_bytes or _store_bytes(),
                 "object_spilling_directory": str(stack.enter_context(_folder())),
-                "_plasma_directory": str(_SHM),
+                "_plasma_directory": str(SHM),
             }
         try:
             with _hushed():
@@ -84,13 +86,13 @@ def _store_bytes() -> int:
         BulkError: that is too little.
     """
     try:
-        status = os.statvfs(_SHM)
+        status = os.statvfs(SHM)
     except OSError:
-        raise BulkError(f"there is no {_SHM}: Ray would write images to a disk") from None
+        raise BulkError(f"there is no {SHM}: Ray would write images to a disk") from None
     half = status.f_bavail * status.f_frsize // 2
     if half < _LEAST_STORE:
         raise BulkError(
-            f"{_SHM} has {2 * half // _MIB} MiB left, and {2 * _LEAST_STORE // _MIB} are needed: "
+            f"{SHM} has {2 * half // _MIB} MiB left, and {2 * _LEAST_STORE // _MIB} are needed: "
             "Ray would write images to a disk. Containers have more with --shm-size"
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -103,10 +105,10 @@ def _folder() -> Iterator[Path]:
 
     Whoever owns one has it locked.
     """
-    for left in _SHM.glob(f"{_PREFIX}*"):
+    for left in SHM.glob(f"{_PREFIX}*"):
         with suppress(OSError), _locked(left):
             shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_SHM))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=SHM))
     try:
         with _locked(folder):
             folder.mkdir(exist_ok=True)  # another run may have come between

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from app.bulk.parts import Parts
 from app.bulk.local import local_engine
+from app.bulk.parts import Parts
 from app.bulk.pipeline import run_bulk
 from app.bulk.sources import Place, Sources, Span
 from app.bulk.store import BulkError
