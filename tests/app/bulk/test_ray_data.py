@@ -1,14 +1,12 @@
 """Runs on Ray, around a detector in the tests' hands."""
 
 import os
-import re
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 from PIL import Image
 
-from app.bulk import cluster
+from app.bulk import cluster, ray_data
 from app.bulk.cluster import SHM
 from app.bulk.pipeline import Done, run_bulk
 from app.bulk.ray_data import FILES, Group, RayOptions, _Ordered, _pool, ray_engine, works_of
@@ -33,38 +31,19 @@ from tests.app.provenance.files import sourced, with_metadata
 from tests.fakes import BLURRED, DOUBTFUL, POISON, SPOILT, FakeDetector, FakePending
 from tests.images import encoded
 
-ROOT = Path(__file__).parents[3]
 SETTINGS = Settings(decode_workers=2, max_upload_bytes=15_000)
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[str]:
-    """The address of a cluster; it is started once, for that takes its time."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    options = ["--port=0", "--num-cpus=2", "--object-store-memory=200000000"]
-    process = subprocess.Popen(
-        [*command, *options, "--include-dashboard=false", "--disable-usage-stats"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if found := re.search(r"--address='(\S+)'", line):
-            break
-    else:
-        pytest.fail("no cluster came up")
-    threading.Thread(target=process.stdout.read, daemon=True).start()
-    yield found[1]
-    process.terminate()
-    process.wait(30)
+def running() -> Iterator[None]:
+    """A cluster; it is started once, for that takes its time."""
+    with cluster.cluster(SETTINGS, store_bytes=200 << 20):
+        yield
 
 
 @pytest.fixture
-def joined(running: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", running)
+def joined(running: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_data, "cluster", lambda *_: nullcontext())
 
 
 def ray_run(
@@ -172,6 +151,91 @@ def test_a_group_that_comes_twice_is_noticed() -> None:
         ordered.check_complete()
     with pytest.raises(BulkError, match="run it again"):
         [*ordered.following(first)]
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+def descendants() -> Iterator[Path]:
+    """Of this process, in /proc."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (process / "stat").read_text()
+        except OSError:
+            continue
+        parents[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
+    for number in parents:
+        at = number
+        while at in parents and at != os.getpid():
+            at = parents[at]
+        if at == os.getpid() != number:
+            yield Path("/proc", str(number))
+
+
+class Watch(threading.Thread):
+    """Which files are mapped to be written by this process's children, while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.mapped: set[str] = set()
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.05):
+            for process in descendants():
+                try:
+                    lines = (process / "maps").read_text().splitlines()
+                except OSError:
+                    continue
+                fields = [line.split(maxsplit=5) for line in lines]
+                self.mapped |= {f[5] for f in fields if len(f) == 6 and f[1].startswith("rw-s")}
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_no_image_touches_a_disk_where_the_store_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pictures fit into it: others spill, and one that never fits falls back."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    folder = tmp_path / "album"
+    folder.mkdir()
+    level = 157
+    for number in range(10):
+        picture = Image.new("L", (4500, 3500), level)
+        (folder / f"{number}.png").write_bytes(encoded(picture, "PNG"))
+    (folder / "z.png").write_bytes(encoded(Image.new("L", (7500, 6000), level), "PNG"))
+    left = SHM / "nsnet-bulk-left"
+    left.mkdir(exist_ok=True)
+    watch = Watch()
+    watch.start()
+    done = ray_run(
+        tmp_path / "out",
+        folder,
+        load=slow,
+        settings=Settings(decode_workers=2),
+        options=RayOptions(store_bytes=100 << 20),
+    )
+    watch.ended.set()
+    watch.join()
+    assert dict(done.said) == {"uncertain": 11}
+    files = [path for path in watch.mapped if path.startswith("/")]
+    assert [path for path in files if path.startswith(f"{SHM}/nsnet-bulk-")]  # it was needed
+    assert [path for path in files if not path.startswith((f"{SHM}/", "/memfd:"))] == []
+    [session] = Path(tempfile.gettempdir(), "ray").glob(f"session_*_{os.getpid()}")
+    logs = [path for path in session.rglob("*") if path.is_file()]
+    assert logs
+    for path in logs:
+        assert bytes([level]) * 1024 not in path.read_bytes(), path
+        assert str(folder).encode() not in path.read_bytes(), path
+    assert not left.exists()  # of a run that was killed
+
+
+def slow(_: Settings) -> FakeDetector:
+    fake = FakeDetector()
+    fake.before_look = lambda _: time.sleep(0.5)
+    return fake
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -291,91 +355,6 @@ def test_a_signal_ends_it_with_the_rows_there_are(
     assert [row["path"] for row in rows(out)] == [
         row["path"] for row in rows(out) if row["path"].startswith(str(album))
     ]
-
-
-# --- memory ------------------------------------------------------------------------------------
-
-
-def descendants() -> Iterator[Path]:
-    """Of this process, in /proc."""
-    parents = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (process / "stat").read_text()
-        except OSError:
-            continue
-        parents[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
-    for number in parents:
-        at = number
-        while at in parents and at != os.getpid():
-            at = parents[at]
-        if at == os.getpid() != number:
-            yield Path("/proc", str(number))
-
-
-class Watch(threading.Thread):
-    """Which files are mapped to be written by this process's children, while it runs."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.mapped: set[str] = set()
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        while not self.ended.wait(0.05):
-            for process in descendants():
-                try:
-                    lines = (process / "maps").read_text().splitlines()
-                except OSError:
-                    continue
-                fields = [line.split(maxsplit=5) for line in lines]
-                self.mapped |= {f[5] for f in fields if len(f) == 6 and f[1].startswith("rw-s")}
-
-
-@pytest.mark.process
-@pytest.mark.slow
-def test_no_image_touches_a_disk_where_the_store_is_too_small(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two pictures fit into it: others spill, and one that never fits falls back."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    folder = tmp_path / "album"
-    folder.mkdir()
-    level = 157
-    for number in range(10):
-        picture = Image.new("L", (4500, 3500), level)
-        (folder / f"{number}.png").write_bytes(encoded(picture, "PNG"))
-    (folder / "z.png").write_bytes(encoded(Image.new("L", (7500, 6000), level), "PNG"))
-    left = SHM / "nsnet-bulk-left"
-    left.mkdir(exist_ok=True)
-    watch = Watch()
-    watch.start()
-    done = ray_run(
-        tmp_path / "out",
-        folder,
-        load=slow,
-        settings=Settings(decode_workers=2),
-        options=RayOptions(store_bytes=100 << 20),
-    )
-    watch.ended.set()
-    watch.join()
-    assert dict(done.said) == {"uncertain": 11}
-    files = [path for path in watch.mapped if path.startswith("/")]
-    assert [path for path in files if path.startswith(f"{SHM}/nsnet-bulk-")]  # it was needed
-    assert [path for path in files if not path.startswith((f"{SHM}/", "/memfd:"))] == []
-    [session] = Path(tempfile.gettempdir(), "ray").glob(f"session_*_{os.getpid()}")
-    logs = [path for path in session.rglob("*") if path.is_file()]
-    assert logs
-    for path in logs:
-        assert bytes([level]) * 1024 not in path.read_bytes(), path
-        assert str(folder).encode() not in path.read_bytes(), path
-    assert not left.exists()  # of a run that was killed
-
-
-def slow(_: Settings) -> FakeDetector:
-    fake = FakeDetector()
-    fake.before_look = lambda _: time.sleep(0.5)
-    return fake
 
 
 def test_memory_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
