@@ -25,8 +25,9 @@ test: $(VENV)/.dev  ## run every test but those in a browser, and print the slow
 	$(BIN)/nsnet backbone fetch
 	$(BIN)/pytest -n 2 --ignore tests/e2e    # processes: more only wait for the cores
 
-e2e: $(VENV)/.dev  ## test the page in Chromium and a rolling restart behind nginx, where there are these
+e2e: $(VENV)/.dev  ## test the page in Chromium, a rolling restart behind nginx, bulk runs, and a fleet on Ray
 	$(BIN)/pytest tests/e2e
+	$(BIN)/pytest tests/server --fleet
 
 check: $(VENV)/.dev  ## lint, types, import rules
 	$(BIN)/ruff format --check .

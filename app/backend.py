@@ -13,7 +13,6 @@ from app.results import Passing
 from app.schemas import ProvenanceOut, TimingsOut
 from app.settings import Settings
 from model.images import Facts
-from model.verdicts import Verdict
 
 if TYPE_CHECKING:  # torch comes with it
     from model.detector import About, Score
@@ -63,10 +62,6 @@ class Backend(Protocol):
             identifier: of the request, for the log.
             explain: whether the score is to come with evidence.
         """
-        ...
-
-    def verdict(self, score: Score, cut: float | None) -> Verdict:
-        """What is said of a picture, by the checkpoint's cuts or by one of the client's own."""
         ...
 
     def expect(self, images: int) -> None:

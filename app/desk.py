@@ -182,7 +182,7 @@ class Desk:
             cuts = Thresholds.single(threshold)
         return DetectionOut(
             id=identifier,
-            verdict=self._backend.verdict(score, threshold),
+            verdict=self.about.verdict(score, threshold),
             score=score.value,
             looks=score.looks,
             thresholds=ThresholdsOut(real_below=cuts.real_below, ai_above=cuts.ai_above),

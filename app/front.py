@@ -1,6 +1,7 @@
 """What every request passes on its way to a route, and every answer on its way back."""
 
 import json
+import re
 import uuid
 from collections.abc import Collection
 from typing import Final
@@ -24,6 +25,14 @@ ASKED_BY_MACHINES = frozenset(
     {"/livez", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 )
 """Routes that orchestrators and scrapers ask every few seconds, by whichever address or name."""
+
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def request_id_of(given: str) -> str:
+    """The id that a client gave its request, where that is a sane one, or a new one."""
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 class SecurityHeaders:
@@ -69,7 +78,7 @@ class Cors(CORSMiddleware):
         answer = super().preflight_response(request_headers)
         if answer.status_code < 400:
             return answer
-        request_id = uuid.uuid4().hex
+        request_id = request_id_of(request_headers.get("x-request-id", ""))
         headers = {**dict(self.preflight_headers), "X-Request-ID": request_id}
         detail = "Another origin's pages may not send this: see NSNET_CORS_ORIGINS."
         return ApiError("bad_request", detail, headers=headers).response(request_id)

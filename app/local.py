@@ -16,10 +16,9 @@ from app.metrics import Metrics
 from app.scoring import Scorer, ServedDetector
 from app.settings import Settings
 from model.hardware import spare_torch_its_cache, use_threads
-from model.verdicts import Verdict
 
 if TYPE_CHECKING:  # torch comes with it
-    from model.detector import About, Detector, Score
+    from model.detector import About, Detector
 
 Loader: TypeAlias = Callable[[Settings], ServedDetector]
 
@@ -110,10 +109,6 @@ class LocalBackend:
             open_upload, self.decoders, upload, self._settings, self.about.min_side, identifier
         )
         return await self._scorer.make(opening, identifier, explain=explain)
-
-    def verdict(self, score: Score, cut: float | None) -> Verdict:
-        """The detector's."""
-        return self._scorer.detector.verdict(score, cut)
 
     def expect(self, images: int) -> None:
         """See `DeviceQueue.expect`."""

@@ -25,7 +25,10 @@ _MOST_IMAGES = 1000
 
 
 class _Sent(BaseModel):
-    """What clients send: nothing is taken for what it is not."""
+    """What clients send: nothing is taken for what it is not, null for nothing.
+
+    Where a member may be left out, some serializers write null.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -47,7 +50,7 @@ class RequestInput(_Sent):
     shape: list[Annotated[int, Field(ge=0)]] = Field(
         min_length=1, max_length=2, description="[n] or [n, 1]: so many images"
     )
-    parameters: InputParameters = InputParameters()
+    parameters: InputParameters | None = None
     data: list[str | tuple[str]] | None = Field(
         None,
         max_length=_MOST_IMAGES,
@@ -67,13 +70,18 @@ class RequestOutput(_Sent):
     """An output that is wanted."""
 
     name: OutputName
-    parameters: OutputParameters = OutputParameters()
+    parameters: OutputParameters | None = None
+
+    @property
+    def binary(self) -> bool | None:
+        """Whether it is wanted as bytes, where it says so itself."""
+        return self.parameters.binary_data if self.parameters else None
 
 
 class RequestParameters(_Sent):
     """How all outputs are wanted that do not say it themselves."""
 
-    binary_data_output: bool = Field(default=False, description="as bytes behind the JSON")
+    binary_data_output: bool | None = Field(None, description="as bytes behind the JSON")
 
 
 class InferenceRequest(_Sent):
@@ -81,10 +89,15 @@ class InferenceRequest(_Sent):
 
     id: str | None = Field(None, max_length=1024, description="comes back with the answer")
     inputs: list[RequestInput] = Field(min_length=1, max_length=1)
-    outputs: list[RequestOutput] = Field(
-        [], max_length=16, description="those that are wanted, in this order; none named: all"
+    outputs: list[RequestOutput] | None = Field(
+        None, max_length=16, description="those that are wanted, in this order; none named: all"
     )
-    parameters: RequestParameters = RequestParameters()
+    parameters: RequestParameters | None = None
+
+    @property
+    def binary(self) -> bool:
+        """Whether outputs are wanted as bytes that do not say it themselves."""
+        return bool(self.parameters and self.parameters.binary_data_output)
 
 
 class TensorMetadata(BaseModel):

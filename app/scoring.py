@@ -22,10 +22,9 @@ from app.settings import Settings
 from app.workers import Workers
 from model.hardware import use_threads
 from model.images import Facts, ImageError
-from model.verdicts import Verdict
 
 if TYPE_CHECKING:  # torch comes with it
-    from model.detector import About, Look, Score
+    from model.detector import About, Look
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +48,6 @@ class ServedDetector(Protocol):
 
     def submit(self, looks: Sequence[Look]) -> Pending:
         """Start scoring."""
-
-    def verdict(self, score: Score, cut: float | None) -> Verdict:
-        """What is said of a picture, by the detector's cuts or by one of the client's own."""
 
 
 class Scorer:
@@ -159,22 +155,21 @@ class Scorer:
         self, opening: Callable[[], Opened | ApiError], identifier: str, explain: bool
     ) -> _Begun | ApiError:
         """Have the picture, and cut its first look. Runs in a thread."""
-        start = time.monotonic()
         opened = opening()
         if isinstance(opened, ApiError):
             return opened
-        picture, provenance, is_read = opened
-        decoded = time.monotonic()
+        picture, provenance, is_read, decode_s = opened
+        start = time.monotonic()
         try:
             look = self.detector.look(picture.pixels, explain=explain)
         except ImageError as error:
             return from_image(error)
         except Exception as error:  # noqa: BLE001  (a bug)
             return unexpected(log, error, identifier)
-        cut = time.monotonic()
-        self._metrics.stage.labels("decode").observe(decoded - start)
-        self._metrics.stage.labels("patches").observe(cut - decoded)
-        return _Begun(picture.facts, provenance, is_read, look, decoded - start, cut - decoded)
+        cut_s = time.monotonic() - start
+        self._metrics.stage.labels("decode").observe(decode_s)
+        self._metrics.stage.labels("patches").observe(cut_s)
+        return _Begun(picture.facts, provenance, is_read, look, decode_s, cut_s)
 
     def _next(self, more: Callable[[], Look]) -> tuple[Look, float]:
         """Cut the next look, with the seconds it took. Runs in the thread for looks."""

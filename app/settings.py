@@ -287,13 +287,21 @@ class Settings(BaseSettings):
             return self._notes
         return (*self._notes, "NSNET_API_KEYS is not set: the service is open to all who reach it")
 
-    def check_access(self) -> None:
+    def check_access(self, *, anywhere: bool = False) -> None:
         """Check that nobody is let in by an oversight.
+
+        Args:
+            anywhere: other machines reach the service, whatever `host` says.
 
         Raises:
             SettingsError: other machines reach the service, and none of keys and consent is set.
         """
         closed = self.api_keys or self.api_keys_file or self.allow_anonymous
+        if anywhere and not closed:
+            raise SettingsError(
+                "other machines reach this service: set NSNET_API_KEYS or NSNET_API_KEYS_FILE, or "
+                "NSNET_ALLOW_ANONYMOUS=true to serve all of them"
+            )
         if not (closed or _is_loopback(self.host) or _is_loopback(self.publish.rpartition(":")[0])):
             raise SettingsError(
                 f"NSNET_HOST={self.host} is reached by other machines: set NSNET_API_KEYS or "

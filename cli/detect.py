@@ -123,7 +123,7 @@ def _scorer(chosen: "Settings", *, explain: bool) -> Iterator[Callable[[str], An
             try:
                 data = _read(name, limits)
                 if chosen.provenance:
-                    picture, provenance, _ = decoders.inspect([data], limits)
+                    picture, provenance, *_ = decoders.inspect([data], limits)
                 else:
                     picture, provenance = decoders.decode([data], limits), None
                 [detection] = detector.detect([picture.pixels], explain=explain)

@@ -168,7 +168,7 @@ class Detector:
 
     def verdict(self, score: Score, cut: float | None = None) -> Verdict:
         """What is said of a picture, by the checkpoint's cuts or one of the client's own."""
-        return self._rules.verdict(score.value, glance=score.glance, reasons=score.reasons, cut=cut)
+        return self.about.verdict(score, cut)
 
     def detect(
         self, images: Sequence[NDArray[np.uint8]], *, explain: bool = False

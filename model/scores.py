@@ -9,7 +9,7 @@ from model.engines.base import Engine, Fetched
 from model.errors import ModelError
 from model.evidence import Evidence
 from model.hardware import Runtime
-from model.verdicts import Cut, QualityRule, Reason, Thresholds, Verdict
+from model.verdicts import Cut, QualityRule, Reason, Thresholds, Verdict, VerdictRules
 from model.views.plan import Look
 
 
@@ -32,8 +32,7 @@ class About:
         precision: what the tower's products multiply in.
         dtype: what all else computes in.
         canvases: `all` or `adaptive`, see `Detector.load`.
-        thresholds: the checkpoint's cuts.
-        quality: what holds back a verdict; None: nothing does.
+        rules: how a score becomes a verdict.
         min_side: smallest side of a picture that is looked at, pixels.
         explained: how many images' worth of work one is with its evidence, at most.
         calibration: one for each kind of evidence, as JSON values.
@@ -51,8 +50,7 @@ class About:
     precision: str
     dtype: str
     canvases: str
-    thresholds: Thresholds
-    quality: QualityRule | None
+    rules: VerdictRules
     min_side: int
     explained: int
     calibration: Mapping[str, Any]
@@ -74,14 +72,27 @@ class About:
             precision=engine.precision,
             dtype=runtime.dtype_name,
             canvases=canvases,
-            thresholds=metadata.verdicts.thresholds,
-            quality=metadata.verdicts.quality,
+            rules=metadata.verdicts,
             min_side=metadata.views.min_side,
             explained=metadata.views.explained,
             calibration=metadata.verdicts.calibrations.model_dump(),
             cuts=metadata.cuts,
             evaluation=metadata.evaluation,
         )
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The checkpoint's cuts."""
+        return self.rules.thresholds
+
+    @property
+    def quality(self) -> QualityRule | None:
+        """What holds back a verdict; None: nothing does."""
+        return self.rules.quality
+
+    def verdict(self, score: "Score", cut: float | None = None) -> Verdict:
+        """What is said of a picture, by the checkpoint's cuts or one of the client's own."""
+        return self.rules.verdict(score.value, glance=score.glance, reasons=score.reasons, cut=cut)
 
 
 @dataclass(frozen=True, slots=True)

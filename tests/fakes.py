@@ -19,12 +19,14 @@ from model.detector import About, Evidence, Judged, Look, ModelError, Score
 from model.verdicts import (
     Accused,
     Calibration,
+    Calibrations,
     Cut,
+    Margins,
     Quality,
     QualityRule,
     Reason,
     Thresholds,
-    Verdict,
+    VerdictRules,
 )
 from model.views.patches import PatchRule, View
 from model.views.plan import Grounds
@@ -40,6 +42,9 @@ SETTLED = 200
 SPOILT = 56  # a second look at an image of this grey finds POISON
 GLANCED = 60  # of an image of this grey, one look of several is enough
 BLURRED = 210  # an image of this grey is of low quality
+
+
+_CALIBRATION = Calibration(slope=1.0, intercept=0.0, fitted_on="nothing")
 
 
 class FakePending:
@@ -85,8 +90,12 @@ class FakeDetector:
         precision="float",
         dtype="float32",
         canvases="adaptive",
-        thresholds=Thresholds(real_below=0.3, ai_above=0.7),
-        quality=QualityRule(min_side=160, min_sharpness=0.4, max_blockiness=1.5),
+        rules=VerdictRules(
+            calibrations=Calibrations(first=_CALIBRATION, all=_CALIBRATION),
+            thresholds=Thresholds(real_below=0.3, ai_above=0.7),
+            margins=Margins(clearing=1.0, accusing=1.0),
+            quality=QualityRule(min_side=160, min_sharpness=0.4, max_blockiness=1.5),
+        ),
         min_side=64,
         explained=16,
         calibration={"first": {"slope": 1.0}, "all": {"slope": 1.0}, "window": None},
@@ -138,12 +147,6 @@ class FakeDetector:
         self.gate.wait(20)
         scores = self._score(looks)
         return FakePending(None, lambda: scores)
-
-    def verdict(self, score: Score, cut: float | None) -> Verdict:
-        cuts = self.about.thresholds if cut is None else Thresholds.single(cut)
-        verdict = cuts.verdict(score.value)
-        accused = verdict is Verdict.AI_GENERATED
-        return Verdict.UNCERTAIN if accused and (score.glance or score.reasons) else verdict
 
     def _land(self, looks: Sequence[Look]) -> list[Score]:
         self._under_way -= 1

@@ -371,6 +371,56 @@ def test_grafana_finds_its_dashboard() -> None:
     assert (ROOT / "deploy/grafana/dashboards" / home.name).exists()
 
 
+# --- nginx --------------------------------------------------------------------------------------
+
+SECONDS = {"s": 1, "m": 60}
+
+
+def directives() -> dict[str, list[str]]:
+    """What nginx is told, by directive, in its order."""
+    code = re.sub(r"#.*", "", text("deploy/nginx/nsnet.conf"))
+    found: dict[str, list[str]] = {}
+    for name, value in re.findall(r"([a-z_]+) +([^;{}]+);", code):
+        found.setdefault(name, []).append(value.strip())
+    return found
+
+
+def test_nginx_agrees_with_the_settings() -> None:
+    told, settings = directives(), Settings()
+    [size] = told["client_max_body_size"]
+    assert int(size.removesuffix("m")) << 20 == settings.max_request_bytes
+    for name in ("proxy_read_timeout", "keepalive_timeout"):
+        [value] = told[name]
+        seconds = int(value[:-1]) * SECONDS[value[-1]]
+        if name == "proxy_read_timeout":
+            assert settings.deadline_s < seconds < settings.deadline_s + 10
+        else:
+            assert seconds < settings.keep_alive_s
+    assert told["proxy_set_header"][2] == "X-Forwarded-For $remote_addr"  # not what a client says
+
+
+def test_nginx_puts_no_image_on_a_disk_and_asks_no_server_thrice() -> None:
+    told = directives()
+    [body] = told["client_body_temp_path"]
+    assert body.startswith("/dev/shm/")  # noqa: S108
+    assert told["proxy_request_buffering"] == ["on"]  # else there is nothing to send again
+    assert told["proxy_buffering"] == ["off"]
+    assert not {"proxy_cache", "proxy_store", "client_body_in_file_only"} & set(told)
+    assert told["proxy_next_upstream_tries"] == [str(len(told["server"]))]
+    assert "http_500" not in told["proxy_next_upstream"][0]  # what fails here would fail there
+    assert told["proxy_pass"] == ["http://nsnet"] * 2  # no path behind it
+
+
+def test_nginx_bounds_what_one_address_may_have_it_hold() -> None:
+    """Bodies are in its memory before a server asks for a key."""
+    told = directives()
+    [zone] = re.findall(r"zone=(\w+):", told["limit_conn_zone"][0])
+    assert re.fullmatch(rf"{zone} [1-9]\d?", told["limit_conn"][0])
+    assert told["limit_conn_status"] == ["429"]
+    [patience] = told["client_body_timeout"]
+    assert int(patience.removesuffix("s")) <= 10
+
+
 # --- who is let in ------------------------------------------------------------------------------
 
 

@@ -326,3 +326,34 @@ def test_examples_say_that_they_were_not_run_and_read_what_exists(path: Path) ->
     code = re.sub(r"(?m)^#.*\n", "", content)
     assert set(re.findall(r"\bnsnet_\w+", code)) <= exposed
     assert yaml.safe_load(content)
+
+
+def test_kserves_pods_are_those_of_the_base() -> None:
+    """But for what KServe does itself: the operations port and a start that it waits for."""
+    example = yaml.safe_load((FOLDER / "examples/kserve.yaml").read_text())
+    predictor = example["spec"]["predictor"]
+    pod = rendered(FOLDER / "overlays/cpu")["Deployment", "nsnet"]["spec"]["template"]["spec"]
+    [theirs], [ours_] = predictor.pop("containers"), pod.pop("containers")
+    assert predictor.items() <= pod.items()
+    for name in ("envFrom", "image", "securityContext", "resources", "volumeMounts"):
+        assert theirs[name] == ours_[name]
+    for name in ("livenessProbe", "readinessProbe"):
+        assert theirs[name]["httpGet"]["path"] == ours_[name]["httpGet"]["path"]
+    with running() as server, server.client() as client:
+        assert client.get("/v2/health/ready").status_code == 200  # as its head says
+
+
+def test_the_guide_names_whom_an_address_is_believed_from() -> None:
+    """Behind an ingress, one client's wrong keys would be everybody's."""
+    for path in ("base/settings.yaml", "README.md"):
+        assert "NSNET_FORWARDED_ALLOW_IPS" in (FOLDER / path).read_text()
+    key = "0123456789abcdef"
+    for trusted, status in (("", 429), ("127.0.0.0/8", 200)):
+        with running(api_keys=key, forwarded_allow_ips=trusted) as server:
+            for client, sent, expected in (
+                *[("10.0.0.1", "wrong", 401)] * 10,
+                ("10.0.0.2", key, status),
+            ):
+                headers = {"X-Forwarded-For": client, "X-API-Key": sent}
+                with server.client(headers=headers) as one:
+                    assert one.get("/model").status_code == expected

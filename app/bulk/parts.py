@@ -4,6 +4,7 @@ import json
 import os
 import posixpath
 import re
+import secrets
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -110,8 +111,7 @@ class Parts:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         data = sink.getvalue()
-        name = f"part-{span.start.file:010d}-{span.start.member:010d}.parquet"
-        path = posixpath.join(self._folder, name)
+        path = posixpath.join(self._folder, _name(span))
         try:
             self._fs.invalidate_cache(self._folder)
             taken = self._fs.exists(path)
@@ -141,6 +141,8 @@ class Parts:
             return []
         except Exception as error:  # noqa: BLE001  (each file system raises what it likes)
             raise self._failed("listed", error) from None
+        if isinstance(self._fs, LocalFileSystem) and not os.access(self._folder, os.W_OK | os.X_OK):
+            raise BulkError(f"{self._shown} cannot be written to")  # before any image is scored
         names = [path for path in listed if _NAME.fullmatch(posixpath.basename(path))]
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(self._span, names))
@@ -149,9 +151,11 @@ class Parts:
         where = f"{self._shown}/{posixpath.basename(path)}"
         try:
             with self._fs.open(path, "rb") as file:
-                about = json.loads(pq.read_metadata(file).metadata[_KEY])
+                metadata = pq.read_metadata(file)
+            about = json.loads(metadata.metadata[_KEY])
             run = {name: about[name] for name in self._run}
-            span = Span(Place(*about["start"]), Place(*about["stop"]), about["listed"])
+            span = Span(Place(*about["start"]), Place(*about["stop"]), str(about["listed"]))
+            _check(span, metadata.num_rows == about["rows"], posixpath.basename(path))
         except Exception as error:  # noqa: BLE001  (whatever it is, it is no part)
             kind = type(error).__name__
             raise BulkError(f"{where} is no part of such a run: {kind}") from None
@@ -169,16 +173,36 @@ class Parts:
         return BulkError(f"{self._shown} cannot be {what}: {reason}")
 
 
+def _name(span: Span) -> str:
+    return f"part-{span.start.file:010d}-{span.start.member:010d}.parquet"
+
+
+def _check(span: Span, whole: bool, name: str) -> None:
+    """Raise where a part does not say of itself what this module writes: rows would be lost."""
+    numbers = (*span.start, *span.stop)
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise TypeError
+    if not whole or span.start >= span.stop or name != _name(span):
+        raise ValueError
+
+
 def _plain(row: Row) -> dict[str, Any]:
     """A row as Parquet takes it: names that are no text are escaped."""
     return asdict(row) | {"path": row.path.encode("utf-8", "backslashreplace").decode()}
 
 
 def _replace(path: Path, data: pa.Buffer) -> None:
-    """Write a file that is there whole, or not at all, whatever ends this process."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a file that is there whole, or not at all, whatever ends this process.
+
+    Another run may be at the same file: each writes one of its own.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # the disk may be full
+        raise

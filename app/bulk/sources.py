@@ -4,6 +4,7 @@ import csv
 import functools
 import hashlib
 import io
+import os
 import posixpath
 import re
 import stat
@@ -13,17 +14,21 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from app.bulk import shards
-from app.bulk.store import BulkError, is_url, locate, public, read, unreadable
+from app.bulk.store import BulkError, is_url, locate, public, read, unreadable, without_user
 from model.images import SUFFIXES, ImageError, Limits
 
 _LISTS = (".csv", ".parquet")
 _COLUMN = "path"
 _SEPARATORS = (",", ";")  # spreadsheets write the second where a comma is the decimal sign
+_LINE = 1 << 20  # characters of a list's line at most
+_NAMELESS = "//"  # ends a folder without a name, as an object store may have
 _MAGIC = re.compile(r"[*?[]")
 
 
@@ -115,9 +120,10 @@ class Sources:
     """Files, and what holds them.
 
     A folder gives those below it whose names end as images' or shards' do, hidden ones left out,
-    each folder's in the order of their names; a glob whatever file it matches; a list (CSV or
-    Parquet, by its name) the files of its column `path`, which may be relative to it. What is named
-    twice is listed twice. A folder's own names are held in memory, no other's.
+    each folder's in the order of their names; a glob whatever file it matches, but lists only where
+    it ends as they do; a list (CSV or Parquet, by its name) the files of its column `path`, which
+    may be relative to it. What is named twice is listed twice. A folder's own names are held in
+    memory, no other's.
 
     Args:
         names: paths and URLs.
@@ -319,7 +325,7 @@ class _Source:
 
 
 def _of_file(source: _Source) -> Iterator[File]:
-    yield File(source.name, source.fs, source.key)
+    yield File(without_user(source.name), source.fs, source.key)
 
 
 def _of_folder(source: _Source) -> Iterator[File]:
@@ -343,10 +349,13 @@ def _of_glob(source: _Source) -> Iterator[File]:
     for key, fault in _below(source.fs, root, enters):
         if fault is not None and key == root:
             raise BulkError(f"{public(source.name)} cannot be listed")
-        if fault is not None or _matches(source.key, key):
-            file = File(source.path(key, root), source.fs, key, fault)
-            is_list = fault is None and _suffix(key) in _LISTS
-            yield from _of_list(_Source(file.path, file.fs, key, _of_list)) if is_list else (file,)
+        if fault is None and not _matches(source.key, key):
+            continue
+        file = File(source.path(key, root), source.fs, key, fault)
+        if fault is not None or _suffix(key) not in _LISTS:
+            yield file
+        elif _suffix(source.key) in _LISTS:  # else they are beside the images, or a run's own parts
+            yield from _of_list(_Source(file.path, file.fs, key, _of_list))
 
 
 def _of_list(source: _Source) -> Iterator[File]:
@@ -377,7 +386,8 @@ def _listed(path: str, fs: Any, folder: str) -> File:
 
 def _csv_paths(stream: Any, shown: str) -> Iterator[str]:
     with io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
-        head = text.readline()
+        lines = _lines(text)
+        head = next(lines, "")
         for separator in _SEPARATORS:
             header = next(csv.reader([head], delimiter=separator), [])
             if _COLUMN in header:
@@ -385,18 +395,35 @@ def _csv_paths(stream: Any, shown: str) -> Iterator[str]:
         else:
             raise _no_column(shown)
         column = header.index(_COLUMN)
-        for fields in csv.reader(text, delimiter=separator):
+        for fields in csv.reader(lines, delimiter=separator):
             if fields:  # else a blank line
                 yield fields[column] if column < len(fields) else ""
+
+
+def _lines(text: io.TextIOBase) -> Iterator[str]:
+    """The lines of a list; what has none is not read whole to find that out."""
+    while line := text.readline(_LINE):
+        if len(line) == _LINE:
+            raise csv.Error("a line is too long")
+        yield line
 
 
 def _parquet_paths(stream: Any, shown: str) -> Iterator[str]:
     file = pq.ParquetFile(stream)
     if _COLUMN not in file.schema_arrow.names:
         raise _no_column(shown)
+    if not _is_text(file.schema_arrow.types[file.schema_arrow.names.index(_COLUMN)]):
+        raise BulkError(f"{shown} has no text in its column {_COLUMN}")
     for batch in file.iter_batches(batch_size=1024, columns=[_COLUMN]):
         for path in batch.column(0).to_pylist():
-            yield path if isinstance(path, str) else ""
+            yield os.fsdecode(path) if path else ""
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text; some writers call it bytes."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    texts = (pa.string(), pa.large_string(), pa.string_view())
+    return kind in (*texts, pa.binary(), pa.large_binary(), pa.binary_view(), pa.null())
 
 
 def _no_column(shown: str) -> BulkError:
@@ -414,6 +441,8 @@ def _below(
             yield key, None
         elif key == root or enters(key):
             try:
+                if key.endswith(_NAMELESS):
+                    raise NotADirectoryError  # noqa: TRY301  (no store here lists it)
                 children = _children(fs, key)
             except Exception as error:  # noqa: BLE001  (each file system raises what it likes)
                 yield key, unreadable(error)
@@ -429,7 +458,11 @@ def _children(fs: Any, folder: str) -> list[tuple[str, bool]]:
     children = []
     for info in infos:
         key, kind = info["name"], info["type"]
-        if PurePosixPath(key).name.startswith(".") or key.rstrip("/") == folder.rstrip("/"):
+        if key.rstrip("/") == folder.rstrip("/"):
+            if kind != "directory" or isinstance(fs, HTTPFileSystem):  # itself, or its marker
+                continue
+            key = folder.rstrip("/") + _NAMELESS
+        elif PurePosixPath(key).name.startswith("."):
             continue
         if info.get("islink") and isinstance(fs, LocalFileSystem):
             kind = _linked(key)

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from model.images import ImageError, Limits, read_file
 
-_USER = re.compile(r"(?<=://)[^/]*@")
+# A colon that no port follows is a password's: it may hold slashes, as half of S3's do.
+_USER = re.compile(r"(?<=://)(?:[^/]*|[^/:]*:(?!:|\d+/)(?:(?!::).)*)@", re.DOTALL)
+_CACHE = re.compile(r"(?:^|::)(?:block|file|simple)?cached?(?:::|://|$)")
 _QUERY = re.compile(r"(https?://[^?#]*)[?#].*", re.DOTALL)  # signatures, of a signed URL
 
 
@@ -27,9 +30,14 @@ def is_url(name: str) -> bool:
     return "://" in name
 
 
+def without_user(name: str) -> str:
+    """A name without a URL's user and password: what it names is the same without them."""
+    return _USER.sub("", name) if is_url(name) else name
+
+
 def public(name: str) -> str:
-    """A name as it may be shown: a URL without user and password, and a web address's query."""
-    return _QUERY.sub(r"\1", _USER.sub("", name)) if is_url(name) else name
+    """A name as it may be shown: without user and password, and a web address's query."""
+    return _QUERY.sub(r"\1", without_user(name)) if is_url(name) else name
 
 
 def locate(name: str) -> tuple[Any, str]:
@@ -43,6 +51,8 @@ def locate(name: str) -> tuple[Any, str]:
     """
     if not is_url(name):
         return LocalFileSystem(), os.path.abspath(name)  # noqa: PTH100  (no link is followed)
+    if _CACHE.search(name):
+        raise BulkError(f"{public(name)}: such a cache would keep images on a disk")
     try:
         fs, path = url_to_fs(name)
     except ImportError as error:
@@ -75,6 +85,8 @@ def unreadable(error: BaseException) -> ImageError:
 
 def _fetched(fs: Any, path: str, most: int) -> bytes:
     """The first bytes of a file, by one request."""
+    if isinstance(fs, HTTPFileSystem):
+        return _streamed(fs, path, most)
     try:
         data: bytes = fs.cat_file(path, start=0, end=most)
     except Exception:
@@ -82,3 +94,12 @@ def _fetched(fs: Any, path: str, most: int) -> bytes:
             raise
         return b""
     return data
+
+
+def _streamed(fs: HTTPFileSystem, path: str, most: int) -> bytes:
+    """Of a server that need not heed a range, nor send what it says, no more is taken."""
+    data = bytearray()
+    with fs.open(path, block_size=0, size=most) as file:  # a size: or it would be asked for
+        while len(data) < most and (piece := file.read(most - len(data))):
+            data += piece
+    return bytes(data)

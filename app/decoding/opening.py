@@ -1,6 +1,7 @@
 """Upload -> picture, as every engine has it: whatever is wrong with a file is an answer."""
 
 import logging
+import time
 
 from app.decoding.pool import Decoders, DecodersError, Opened
 from app.errors import ApiError, from_image, overloaded, unexpected
@@ -26,10 +27,13 @@ def open_upload(
         identifier: of the request, for the log.
     """
     limits = settings.limits(min_side)
+    start = time.monotonic()
     try:
         if settings.provenance:
-            return decoders.inspect(upload.parts(), limits)
-        return Opened(decoders.decode(upload.parts(), limits), None)
+            opened = decoders.inspect(upload.parts(), limits)
+        else:
+            opened = Opened(decoders.decode(upload.parts(), limits), None)
+        return opened._replace(took_s=time.monotonic() - start)
     except ImageError as error:
         return from_image(error)
     except DecodersError:

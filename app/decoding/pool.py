@@ -44,11 +44,13 @@ class Opened(NamedTuple):
         picture: its pixels, and what they are.
         provenance: what it declares of its origin; None: nobody asked.
         is_read: whether that was read to its end: where it was not, another time may tell more.
+        took_s: seconds from the file to this.
     """
 
     picture: Picture
     provenance: ProvenanceOut | None
     is_read: bool = True
+    took_s: float = 0.0
 
 
 class DecodersError(Exception):

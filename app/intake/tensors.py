@@ -133,7 +133,7 @@ class TensorReader:
         self._request = request = _request_of(self._head)
         self._head = bytearray()
         [tensor] = request.inputs
-        size = tensor.parameters.binary_data_size
+        size = tensor.parameters.binary_data_size if tensor.parameters else None
         if (size is None) == (tensor.data is None):
             raise ApiError(
                 "validation_error",
@@ -233,7 +233,8 @@ def _request_of(text: bytearray) -> InferenceRequest:
             raise ApiError("bad_request", "The JSON cannot be parsed.") from None
         # Of names of our own and numbers: what a model does not know is ignored.
         where = ".".join(map(str, first["loc"]))
+        what = f"`{where}`" if where else "The JSON object"
         raise ApiError(
             "validation_error",
-            f"`{where}` is missing, or is not what the model takes and gives: its metadata say it.",
+            f"{what} is missing, or is not what the model takes and gives: its metadata say it.",
         ) from None

@@ -206,8 +206,7 @@ def _written(model: ModelOut, asked: InferenceRequest, answers: list[DetectionOu
         datatype, of = OUTPUTS[wanted.name]
         values = [of(answer) for answer in answers]
         output = ResponseOutput(name=wanted.name, datatype=datatype, shape=tensor.shape)
-        binary = wanted.parameters.binary_data
-        if asked.parameters.binary_data_output if binary is None else binary:
+        if asked.binary if wanted.binary is None else wanted.binary:
             tensors.append(_as_bytes(datatype, values))
             output.parameters = ResponseOutputParameters(binary_data_size=len(tensors[-1]))
         else:

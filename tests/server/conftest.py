@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -23,6 +23,7 @@ from app.main import create_app, make_server
 from app.service import Service
 from app.settings import Settings
 from tests.fakes import FakeDetector, shared_decoders
+from tests.server.fleet import fleet_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -51,9 +52,15 @@ class Running:
         return httpx.Client(base_url=self.url, timeout=30, **options)
 
     def metric(self, line: str) -> float:
-        text = httpx.get(f"{self.url}/metrics").text
-        match = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
+        match = re.search(rf"^{re.escape(line)} (\S+)$", self.exposition(), re.MULTILINE)
         return float(match.group(1)) if match else 0.0
+
+    def exposition(self) -> str:
+        """All metrics, of this server alone and from its start."""
+        return httpx.get(f"{self.url}/metrics").text
+
+    def ours(self) -> None:
+        """What is tested from here on is how this server itself speaks HTTP, or logs."""
 
     def connect(self) -> socket.socket:
         """A connection for bytes of the test's own."""
@@ -61,11 +68,37 @@ class Running:
         return socket.create_connection((host, int(port)), timeout=20)
 
 
+_ON_FLEET = False
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fleet", action="store_true", help="ask the Ray Serve application instead")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _ON_FLEET
+    _ON_FLEET = bool(config.getoption("--fleet", default=False))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
 @contextlib.contextmanager
 def running(
     *, load_now: bool = True, cached: bool = False, shared: bool = True, **settings: Any
 ) -> Iterator[Running]:
     """Serve a fake detector with these settings, with decoders of its own or shared ones."""
+    chosen = Settings(port=0, cache_size=100 if cached else 0, **settings)
+    if _ON_FLEET:
+        if not load_now or not shared:
+            pytest.skip("is about the life of a server's process")
+        keyed = chosen.api_keys or chosen.api_keys_file
+        chosen = chosen.model_copy(update={"allow_anonymous": not keyed})
+        with fleet_of(chosen, anew=cached) as fleet:
+            yield cast(Running, fleet)
+        return
     fake, loading = FakeDetector(), threading.Event()
     if load_now:
         loading.set()
@@ -74,7 +107,6 @@ def running(
         loading.wait(20)
         return fake
 
-    chosen = Settings(port=0, cache_size=100 if cached else 0, **settings)
     app = create_app(chosen, local(load, shared_decoders() if shared else None))
     server = make_server(app, chosen)
     thread = threading.Thread(target=server.run)
@@ -147,6 +179,8 @@ class Process:
 
 @pytest.fixture
 def process() -> Iterator[Callable[..., Process]]:
+    if _ON_FLEET:
+        pytest.skip("is about the life of a server's process")
     started: list[Process] = []
 
     def start(*options: str, fake: bool = True, **environment: str) -> Process:

@@ -339,6 +339,7 @@ def test_who_writes_the_whole_body_first_still_reads_the_early_answer(
 ) -> None:
     """Python's http.client; it saw a reset in place of its 413."""
     with running(max_request_bytes=30_000_000, max_upload_bytes=50_000) as server:
+        server.ours()
         host, port = server.url.removeprefix("http://").split(":")
         client = http.client.HTTPConnection(host, int(port), timeout=20)
         client.request("POST", path, bytes(size), headers)
@@ -503,6 +504,7 @@ def test_a_proxy_may_strip_its_prefix_or_not(given: str) -> None:
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6 here")
 def test_the_unspecified_ipv6_address_is_both_families() -> None:
     with running(host="::", allow_anonymous=True) as server:
+        server.ours()
         port = server.url.rpartition(":")[2]
         for address in ("127.0.0.1", "[::1]"):
             assert httpx.get(f"http://{address}:{port}/livez").status_code == 200
@@ -655,6 +657,8 @@ def test_other_origins_pages_are_let_in_by_setting_alone(server: Running) -> Non
         assert preflight(client, PAGE).headers["Access-Control-Allow-Origin"] == PAGE
         for answer in (preflight(client, "https://evil.example"), preflight(client, PAGE, "x-a")):
             problem(answer, 400, "bad_request")
+        client.headers["X-Request-ID"] = "mine"
+        assert preflight(client, "https://evil.example").json()["request_id"] == "mine"
         for body in (grey(204), bytes(100)):  # an error can be read as well
             answer = client.post("/detect", content=body, headers={"Origin": PAGE})
             assert answer.headers["Access-Control-Allow-Origin"] == PAGE

@@ -173,6 +173,28 @@ def test_json_alone_carries_images_in_base64(server: Running) -> None:
     assert body == {"model_name": MODEL, "model_version": "1.2.3", "id": "a"}
 
 
+def test_null_is_what_is_left_out(server: Running) -> None:
+    """As serializers write it that are not told to leave out what is not there."""
+    request = as_json([grey(10)], id=None, parameters=None, outputs=None)
+    request["inputs"][0]["parameters"] = None
+    wanted = {"name": "score", "parameters": None}
+    with server.client() as client:
+        whole = client.post(INFER, json=request).json()
+        assert [output["name"] for output in whole["outputs"]] == OUTPUTS
+        none = {"binary_data_output": None}
+        request |= {"outputs": [wanted], "parameters": none}
+        request["inputs"][0]["parameters"] = {"content_type": "base64", "headers": None}
+        [score] = client.post(INFER, json=request).json()["outputs"]
+        assert score == whole["outputs"][0]
+
+
+@pytest.mark.parametrize("body", [b"null", b"[]", b"7"])
+def test_json_that_is_no_object_is_told_so(server: Running, body: bytes) -> None:
+    with server.client() as client:
+        answer = client.post(INFER, content=body)
+    assert error(answer, 422, "validation_error").startswith("The JSON object is missing")
+
+
 def test_what_an_output_says_goes_before_what_the_request_says(server: Running) -> None:
     request = as_json(
         [grey(10)],
@@ -345,6 +367,7 @@ def test_it_can_be_mounted_and_switched_off(root_path: str) -> None:
 
 
 def test_no_image_and_no_id_is_logged(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    server.ours()
     with caplog.at_level("DEBUG"), server.client() as client:
         answer = client.post(INFER, json=as_json([grey(1), b"secret image"], id="secret-id"))
         error(answer, 415, "unsupported_media_type")

@@ -1,5 +1,9 @@
-"""An S3 on loopback."""
+"""An S3 on loopback, and a web server."""
 
+import contextlib
+import gzip
+import http.server
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,3 +44,33 @@ def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Itera
     yield files
     files.rm("album", recursive=True)
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    """A web server that heeds no range and sends what it likes; its address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = {"/small": b"x", "/small?id=5": b"x", "/empty": b"", "/half": b"x"}.get(
+                self.path, bytes(16 << 20)
+            )
+            if self.path == "/none":
+                self.send_error(404)
+                return
+            self.send_response(200)
+            if self.path == "/packed":
+                body = gzip.compress(body)
+                self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(body) + (self.path == "/half")))
+            self.end_headers()
+            with contextlib.suppress(OSError):  # nobody takes it all
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

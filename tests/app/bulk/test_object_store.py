@@ -10,7 +10,7 @@ from app.bulk.pipeline import run_bulk
 from app.bulk.sources import Place, Sources, Span
 from app.bulk.store import BulkError
 from app.settings import Settings
-from model.images import Limits
+from model.images import ImageError, Limits
 from tests.app.bulk.test_parts import ROW
 from tests.app.bulk.test_pipeline import grey
 from tests.app.bulk.test_shards import shard
@@ -38,6 +38,20 @@ def test_folders_globs_and_shards_are_listed_in_order(s3: Any) -> None:
     assert [entry.path for entry in left[:2]] == inside[3:]
     [one] = Sources(["s3://album/*/b/1*"]).entries(LIMITS)
     assert one.path == "s3://album/in/b/1.jpg"
+
+
+def test_a_prefix_without_a_name_has_a_row(s3: Any) -> None:
+    """Nothing here lists what is below it: images would be missing, and nobody told."""
+    for key in ("in/", "in/a.jpg", "in//b.jpg"):
+        s3.call_s3("put_object", Bucket="album", Key=key, Body=b"")
+    for name, path in (("s3://album/in", "s3://album/in/"), ("s3://album/**", "s3://album/in//")):
+        nameless, image = Sources([name]).entries(LIMITS)
+        assert (nameless.path, image.path) == (path, "s3://album/in/a.jpg")
+        with pytest.raises(ImageError, match="cannot be read"):
+            nameless.read()
+    [image] = Sources(["s3://album/in/*"]).entries(LIMITS)
+    assert image.path == "s3://album/in/a.jpg"
+    s3.call_s3("delete_object", Bucket="album", Key="in//b.jpg")  # `rm` cannot
 
 
 def test_a_part_is_one_object_and_no_bucket_is_made(s3: Any) -> None:

@@ -1,6 +1,7 @@
 """Parts: whole or absent, and of one run."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_a_part_that_cannot_be_finished_is_not_there(
     with pytest.raises(BulkError, match="cannot be written to: No space left on device"):
         parts(tmp_path).write([ROW], span(0, 1))
     assert parts(tmp_path).spans == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
@@ -124,3 +126,82 @@ def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BulkError, match=r"file/out cannot be listed: Not a directory$"):
         parts(tmp_path / "file" / "out")
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(BulkError, match=f"^{tmp_path} cannot be written to$"):
+        parts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"start": [0, 1]},  # and its name says otherwise
+        {"start": ["0", 0]},
+        {"start": []},
+        {"start": [0.0, 0]},
+        {"start": [-1, 0]},
+        {"stop": [0, 0]},
+        {"stop": [10**6, True]},
+        {"rows": 2},
+        {"rows": None},
+    ],
+)
+def test_a_part_that_says_what_none_says_covers_nothing(
+    said: dict[str, Any], tmp_path: Path
+) -> None:
+    parts(tmp_path).write([ROW], span(0, 1))
+    part = tmp_path / "part-0000000000-0000000000.parquet"
+    table = pq.read_table(part)
+    about = json.loads(table.schema.metadata[b"nsnet"]) | said
+    pq.write_table(table.replace_schema_metadata({b"nsnet": json.dumps(about)}), part)
+    with pytest.raises(BulkError, match=r"is no part of such a run: \w+$"):
+        parts(tmp_path)
+
+
+def test_a_copy_of_a_part_covers_nothing(tmp_path: Path) -> None:
+    """Or what it is named after would never be scored."""
+    parts(tmp_path).write([ROW], span(0, 1))
+    part = tmp_path / "part-0000000000-0000000000.parquet"
+    (tmp_path / "part-0000000007-0000000000.parquet").write_bytes(part.read_bytes())
+    with pytest.raises(BulkError, match="is no part of such a run"):
+        parts(tmp_path)
+
+
+def test_two_runs_that_write_a_part_at_once_leave_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One begins to write while the other is about to put its own in place, and is killed."""
+    one, other = parts(tmp_path), parts(tmp_path)
+    sync = os.fsync
+
+    class Killed(BaseException):
+        pass
+
+    def killed(_: int) -> None:
+        raise Killed
+
+    def late(file: int) -> None:
+        sync(file)
+        monkeypatch.setattr(os, "fsync", killed)
+        with pytest.raises(Killed):
+            other.write([FAILED] * 1000, span(0, 1000))
+
+    monkeypatch.setattr(os, "fsync", late)
+    one.write([ROW], span(0, 1))
+    assert parts(tmp_path).spans == [span(0, 1)]
+    table: Any = pq.read_table(tmp_path / "part-0000000000-0000000000.parquet")
+    assert table["path"].to_pylist() == ["a.jpg"]
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """Of somebody who knows how the file will be called, where others may write too."""
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    out.mkdir()
+    victim.write_bytes(b"precious")
+    (out / ".part-0000000000-0000000000.parquet.tmp").symlink_to(victim)
+    parts(out).write([ROW], span(0, 1))
+    assert victim.read_bytes() == b"precious"

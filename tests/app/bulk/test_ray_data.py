@@ -19,8 +19,9 @@ from PIL import Image
 from app.bulk import cluster, ray_data
 from app.bulk.cluster import SHM
 from app.bulk.pipeline import Done, run_bulk
-from app.bulk.ray_data import FILES, Group, RayOptions, _Ordered, _pool, ray_engine, works_of
+from app.bulk.ray_data import RayOptions, _Ordered, _pool, ray_engine
 from app.bulk.sources import Place, Sources, Span
+from app.bulk.stages import FILES, Group, works_of
 from app.bulk.store import BulkError
 from app.local import Loader
 from app.settings import Settings

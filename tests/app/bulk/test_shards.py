@@ -112,3 +112,48 @@ def test_sizes_that_lie_end_the_shard(kind: bytes, size: bytes) -> None:
     data = patched(patched(shard(*IMAGES), 124, size), 156, kind)
     with pytest.raises((tarfile.TarError, ValueError, OverflowError)):
         read(data)
+
+
+def long_name(name: bytes) -> bytes:
+    """A GNU header that gives the next member's name, and that member."""
+    with_nul = name + b"\0"
+    head = tarfile.TarInfo("././@LongLink")
+    head.size, head.type = len(with_nul), tarfile.GNUTYPE_LONGNAME
+    return (
+        head.tobuf(tarfile.GNU_FORMAT) + with_nul + bytes(-len(with_nul) % 512) + shard(("x", b""))
+    )
+
+
+def global_headers(names: int, value: str = "") -> bytes:
+    """PAX headers that hold for all that follow."""
+    header = tarfile.TarInfo.create_pax_global_header({f"k{n}": value for n in range(names)})
+    return header + shard(*IMAGES)
+
+
+def sparse_map(blocks: int) -> bytes:
+    """An old GNU sparse member whose map has so many blocks behind its header."""
+    data = patched(patched(shard(("a.jpg", b"")), 156, b"S"), 482, b"\1" + b"0" * 11)
+    block = b"%011o\0" % 1 * 42 + b"\1" + bytes(7)
+    return data[:512] + block * blocks + data[512:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        long_name(b"a" * 5000 + b".jpg"),
+        long_name(b"a" * (2 << 20) + b".jpg"),
+        global_headers(1000),
+        global_headers(50, "v" * 30_000),
+        sparse_map(4000),
+    ],
+    ids=["name", "long name", "globals", "large globals", "sparse"],
+)
+def test_headers_that_cost_more_than_their_image_end_the_shard(data: bytes) -> None:
+    """Names are held until their part is full; each member is gone through by every global one."""
+    with pytest.raises(tarfile.ReadError, match="headers are too large"):
+        list(members(io.BytesIO(data), lambda _: True, 8 << 20))
+
+
+def test_headers_that_are_usual_are_read() -> None:
+    assert [m.name for m in read(long_name(b"d/" * 500 + b"a.jpg"))] == ["d/" * 500 + "a.jpg"]
+    assert [m.name for m in read(global_headers(3))] == [name for name, _ in IMAGES]

@@ -189,6 +189,54 @@ def test_a_list_may_be_parquet_and_lie_in_a_store_and_be_matched_by_a_glob(memor
         assert fault(found[3]) == "unreadable"
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["1.jpg", None], pa.large_string()),
+        pa.array(["1.jpg", None], pa.string_view()),
+        pa.array([b"1.jpg", None]),
+        pa.array(["1.jpg", None]).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_whatever_a_parquet_list_calls_text_is_text(column: Any, tmp_path: Path) -> None:
+    make(tmp_path, "1.jpg")
+    pq.write_table(pa.table({"path": column}), tmp_path / "list.parquet")
+    found = entries(tmp_path / "list.parquet")
+    assert [entry.path for entry in found] == ["1.jpg", ""]
+    assert found[0].read() == b"1.jpg"
+
+
+@pytest.mark.parametrize("column", [pa.array([1]), pa.array([["a.jpg"]]), pa.array([{"x": "a"}])])
+def test_a_list_of_what_is_no_path_is_one_line(column: Any, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": column}), tmp_path / "list.parquet")
+    with pytest.raises(BulkError, match=r"list.parquet has no text in its column path$"):
+        entries(tmp_path / "list.parquet")
+
+
+def test_a_glob_of_images_reads_no_list_beside_them(tmp_path: Path) -> None:
+    """Parts of a run are such lists: a folder for them that the glob leads to would be scored."""
+    make(tmp_path, "1.jpg", "deep/2.jpg")
+    pq.write_table(pa.table({"path": ["../1.jpg"]}), tmp_path / "deep" / "part.parquet")
+    (tmp_path / "list.csv").write_text("path\n1.jpg\n")
+    images = [str(tmp_path / name) for name in ("1.jpg", "deep/2.jpg")]
+    assert paths(f"{tmp_path}/**") == images
+    assert paths(f"{tmp_path}/*") == images[:1]
+    assert paths(f"{tmp_path}/*.csv", f"{tmp_path}/**/*.parquet") == ["1.jpg", "../1.jpg"]
+
+
+def test_a_list_without_lines_is_not_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\n" + "a," * (3 << 19))
+    with pytest.raises(BulkError, match=r"list.csv cannot be read: Error$"):
+        entries(tmp_path / "list.csv")
+
+
+def test_no_password_of_a_source_is_in_its_row(web: str) -> None:
+    [entry] = entries(web.replace("://", "://user:secret@") + "/small?id=5")
+    assert entry.path == f"{web}/small?id=5"  # which may be all that tells two images apart
+    assert entry.read() == b"x"
+
+
 def test_a_list_without_paths_or_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("file,label\na.jpg,ai\n")
     pq.write_table(pa.table({"file": ["a.jpg"]}), tmp_path / "a.parquet")

@@ -17,7 +17,11 @@ LIMITS = Limits(max_bytes=2000)
         ("/a/b@c?d.jpg", "/a/b@c?d.jpg"),
         ("s3://bucket/a?.jpg", "s3://bucket/a?.jpg"),
         ("s3://key:secret@bucket/a.jpg", "s3://bucket/a.jpg"),
+        ("s3://key:half/secret@bucket/a@b.jpg", "s3://b.jpg"),
         ("sftp://user:secret@host/a", "sftp://host/a"),
+        ("sftp://host:22/a@b.jpg", "sftp://host:22/a@b.jpg"),
+        ("hf://datasets/user/name@main/a.jpg", "hf://datasets/user/name@main/a.jpg"),
+        ("tar://a.jpg::https://u:half/secret@host/a.tar", "tar://a.jpg::https://host/a.tar"),
         ("https://host/a.jpg?X-Amz-Signature=secret", "https://host/a.jpg"),
         ("tar://a.jpg::https://u:secret@host/a.tar?sig=secret", "tar://a.jpg::https://host/a.tar"),
     ],
@@ -54,3 +58,23 @@ def test_what_is_not_there_is_told_apart_from_what_cannot_be_read(
         with pytest.raises(ImageError) as error:
             read(*locate(str(path)), LIMITS)
         assert error.value.code == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "name", ["simplecache::{}", "tar://a.jpg::filecache::{}", "blockcache://x"]
+)
+def test_no_cache_puts_images_on_a_disk(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"image")
+    with pytest.raises(BulkError, match=r"such a cache would keep images on a disk$"):
+        locate(name.format(f"file://{tmp_path}/a"))
+
+
+def test_of_a_server_no_more_is_taken_than_shows_that_a_file_is_too_large(web: str) -> None:
+    assert read(*locate(f"{web}/small"), LIMITS) == b"x"
+    assert read(*locate(f"{web}/empty"), LIMITS) == b""
+    for path in ("large", "packed"):
+        assert read(*locate(f"{web}/{path}"), LIMITS) == bytes(2001)
+    for path, code in (("none", "not_found"), ("half", "unreadable")):
+        with pytest.raises(ImageError) as error:
+            read(*locate(f"{web}/{path}"), LIMITS)
+        assert error.value.code == code

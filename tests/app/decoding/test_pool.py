@@ -289,7 +289,7 @@ def test_of_an_image_whose_pixels_are_let_go_nothing_is_left(start: Start) -> No
 def inspect(
     decoders: Decoders, parts: list[bytes], limits: Limits
 ) -> tuple[Picture, ProvenanceOut, bool]:
-    picture, found, is_read = decoders.inspect(parts, limits)
+    picture, found, is_read, _ = decoders.inspect(parts, limits)
     assert found is not None
     return picture, found, is_read
 

@@ -200,8 +200,11 @@ def test_the_outputs_that_are_wanted_are_read() -> None:
     reader.feed(body)
     request, _ = reader.finish()
     assert request.id == "42"
-    assert [output.name for output in request.outputs] == ["verdict"]
-    assert request.outputs[0].parameters.binary_data is True
+    assert request.outputs is not None
+    [output] = request.outputs
+    assert output.name == "verdict"
+    assert output.parameters is not None
+    assert output.parameters.binary_data is True
     assert request.inputs[0].data is None  # not held until the answer
     for good, bad in (
         (b'"priority": 3', b'"binary_data_output": 1'),

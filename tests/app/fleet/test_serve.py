@@ -1,0 +1,119 @@
+"""Replicas as plain objects, and the files that they are deployed with."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from app.backend import Result
+from app.decoding.pool import Opened
+from app.errors import ApiError
+from app.fleet.serve import Decoding, Ingress, Scoring, application, build
+from app.settings import Settings, SettingsError
+from model.images import Facts, Picture
+from tests.fakes import POISON, FakeDetector, load_fake
+from tests.images import jpeg
+from tests.server.conftest import ROOT
+from tests.server.test_detect import grey
+
+SETTINGS = Settings(allow_anonymous=True)
+FILES = sorted((ROOT / "deploy/ray").glob("*.yaml"))
+
+
+def test_a_decoder_answers_also_what_is_wrong() -> None:
+    async def run() -> None:
+        decoding = Decoding(SETTINGS)
+        opened = await decoding(jpeg(80, 70), 64, "id")
+        assert isinstance(opened, Opened)
+        assert (opened.picture.facts.width, opened.is_read) == (80, True)
+        assert opened.provenance is not None
+        assert opened.took_s > 0
+        refused = [await decoding(data, 64, "id") for data in (b"no image", grey(1, (60, 60)))]
+        assert [r.code for r in refused if isinstance(r, ApiError)] == [
+            "unsupported_media_type",
+            "image_too_small",
+        ]
+        decoding.check_health()
+
+    asyncio.run(run())
+
+
+def picture(value: int) -> Opened:
+    pixels = np.full((70, 80, 3), value, np.uint8)
+    return Opened(Picture(pixels, Facts("PNG", 80, 70, ())), None, took_s=0.25)
+
+
+def test_a_scorer_scores_what_comes_at_once_in_one_batch() -> None:
+    fake = FakeDetector()
+
+    async def run() -> None:
+        scoring = Scoring(
+            Settings(max_wait_ms=1000, torch_threads=1, allow_anonymous=True), lambda _: fake
+        )
+        answers = await asyncio.gather(*(scoring(picture(v), "id", False) for v in (100, 101, 102)))
+        for (sha256, outcome), value in zip(answers, (100, 101, 102), strict=True):
+            assert sha256 == fake.about.sha256
+            assert isinstance(outcome, Result)
+            assert outcome.score.value == pytest.approx(value / 255)
+            assert outcome.timings.decode == 250
+        assert fake.batches == [3]
+        _, poisoned = await scoring(picture(POISON), "id", False)
+        assert isinstance(poisoned, ApiError)
+        assert poisoned.code == "inference_failed"
+        error = ApiError("corrupt_image", "Damaged.")
+        assert await scoring(error, "id", False) == (fake.about.sha256, error)
+        assert await scoring.about() == fake.about
+        scoring.check_health()
+        fake.broken = True
+        await scoring(picture(99), "id", False)
+        with pytest.raises(RuntimeError):
+            scoring.check_health()
+
+    asyncio.run(run())
+
+
+def test_without_keys_or_consent_it_does_not_start() -> None:
+    """Ray's proxies listen to a network, whatever NSNET_HOST says."""
+
+    async def begun(settings: Settings) -> None:
+        class Handle:
+            @property
+            def about(self) -> "Handle":
+                return self
+
+            async def remote(self) -> Any:
+                return FakeDetector.about
+
+        handle: Any = Handle()
+        await Ingress.__init__(object.__new__(Ingress), settings, handle, handle)
+
+    with pytest.raises(SettingsError, match="NSNET_ALLOW_ANONYMOUS"):
+        asyncio.run(begun(Settings(host="127.0.0.1")))
+    asyncio.run(begun(SETTINGS))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_is_deployed_is_what_there_is(path: Path) -> None:
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    [shipped] = schema.applications
+    assert shipped.import_path == f"{build.__module__}:{build.__name__}"
+    names = {deployment.name for deployment in shipped.deployments}
+    assert names == {"ingress", "decoding", "scoring"}
+    variables = {
+        name.removeprefix("NSNET_").lower(): value
+        for name, value in shipped.runtime_env["env_vars"].items()
+    }
+    assert variables.keys() <= Settings.model_fields.keys()
+    assert "api_keys_file" in variables
+    settings = Settings(**variables)
+    for deployment in shipped.deployments:
+        assert deployment.autoscaling_config
+        if deployment.name == "ingress":
+            assert deployment.max_ongoing_requests > settings.max_queue  # which refuses first
+        if deployment.name == "scoring":
+            assert deployment.max_ongoing_requests >= settings.max_batch
+    assert application(SETTINGS, load_fake)

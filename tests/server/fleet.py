@@ -1,0 +1,91 @@
+"""`pytest tests/server --fleet`: the contract, asked of the Ray Serve application.
+
+Tests that reach into the server's process, its sockets or its end are skipped: there it has none of
+its own.
+"""
+
+import contextlib
+import functools
+import itertools
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import httpx
+import pytest
+
+from app.settings import Settings
+from tests.fakes import load_fake
+
+
+class Fleet:
+    """The application on a cluster of this machine; see `conftest.Running`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **options)
+
+    def metric(self, _: str) -> NoReturn:
+        """Each ingress has its own, and they go on from test to test."""
+        pytest.skip("counts what one server did")
+
+    def exposition(self) -> NoReturn:
+        """Likewise."""
+        pytest.skip("counts what one server did")
+
+    def ours(self) -> NoReturn:
+        """Ray's proxies have headers of their own."""
+        pytest.skip("is about how our own server speaks HTTP")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        pytest.skip(f"reaches into the server's process: {name}")
+
+
+@contextlib.contextmanager
+def fleet_of(settings: Settings, *, anew: bool) -> Iterator[Fleet]:
+    """Deploy it, where the settings are others than before, or it is to know of nothing before."""
+    if anew:
+        _deployed.cache_clear()
+        settings = settings.model_copy(update={"cache_ttl_s": settings.cache_ttl_s + next(_MORE)})
+    yield Fleet(_deployed(pickle.dumps(settings)))
+
+
+_MORE = itertools.count(1)
+
+
+@functools.lru_cache(maxsize=1)
+def _deployed(settings: bytes) -> str:
+    from ray import serve
+
+    from app.fleet.serve import application
+
+    url = cluster()
+    chosen: Settings = pickle.loads(settings)  # noqa: S301
+    serve.run(application(chosen, load_fake))
+    return url
+
+
+@functools.cache
+def cluster() -> str:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray import serve
+
+    from tests.server.conftest import free_port
+
+    # The driver's own prints of the workers' logs would drown the report.
+    ray.init(
+        "local",  # whatever else runs here
+        num_cpus=8,  # of which there may be fewer: it is what replicas ask for
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=300 << 20,
+        object_spilling_directory=tempfile.mkdtemp("", "ray-overflow-", "/dev/shm"),
+    )
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    return f"http://127.0.0.1:{port}"
