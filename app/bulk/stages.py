@@ -326,14 +326,14 @@ class Scoring:
 
 
 def _opened_table(group: Group, opened: Sequence[bytes]) -> pa.Table:
-    pictures = pa.array([opened], pa.list_(pa.largeas_binary()))
+    pictures = pa.array([opened], pa.list_(pa.large_binary()))
     return pa.table({"group": as_binary(group), "opened": pictures})
 
 
 def as_binary(*values: Any) -> pa.Array:
     """What Ray is to send as it is: of objects that it cannot convert, it logs what is in them."""
     return pa.array(
-        [pickle.dumps(value, pickle.HIGHEST_PROTOCOL) for value in values], pa.largeas_binary()
+        [pickle.dumps(value, pickle.HIGHEST_PROTOCOL) for value in values], pa.large_binary()
     )
 
 
