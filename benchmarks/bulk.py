@@ -1,10 +1,10 @@
-"""Images a second of `nsnet bulk`, beside `nsnet detect` on the same files.
+"""Images a second of `nsnet bulk`, beside `nsnet detect` or its other engine on the same files.
 
-    python benchmarks/bulk.py [--images 200] [--side 512] [--rounds 3]
+    python benchmarks/bulk.py [--images 200] [--side 512] [--rounds 3] [--ray]
 
-Each command is a process of its own, with the environment's settings, from its first ten images to
-its last; in turn, so that both see the same machine. The tower must be in the cache (`nsnet
-backbone fetch`).
+Each command is a process of its own, with the environment's settings, from its first images to its
+last, so that no start counts; in turn, so that all see the same machine. The tower must be in the
+cache (`nsnet backbone fetch`).
 """
 
 import argparse
@@ -20,6 +20,7 @@ from benchmarks.load import synthetic
 
 _NSNET = (sys.executable, "-m", "cli.main")
 _FIRST = 10
+_BURST_S = 0.5  # rows that come together were made before they came
 _PART = re.compile(r"(\d+) images, ")
 
 
@@ -29,21 +30,27 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ray", action="store_true", help="the two engines, and their ratio")
     chosen = parser.parse_args()
-    rates: dict[str, list[float]] = {"detect": [], "bulk": []}
+    commands = ("bulk", "bulk --engine ray") if chosen.ray else ("detect", "bulk")
+    rates: dict[str, list[float]] = {command: [] for command in commands}
     with tempfile.TemporaryDirectory() as folder:
         album = Path(folder, "album")
         album.mkdir()
         for number, data in enumerate(synthetic(chosen.images, chosen.side)):
             (album / f"{number:05}.jpg").write_bytes(data)
         for number in range(chosen.rounds):
-            rates["detect"].append(rate("detect", str(album)))
-            out = f"{folder}/out-{number}"
-            rates["bulk"].append(rate("bulk", str(album), "--to", out, "--part-rows", str(_FIRST)))
+            for command in commands:
+                to = ("--to", f"{folder}/{command}-{number}", "--part-rows", str(_FIRST))
+                arguments = to if command.startswith("bulk") else ()
+                rates[command].append(rate(*command.split(), str(album), *arguments))
     print("| command | images/s, median | least | most |\n|---|---|---|---|")
     for command, laps in rates.items():
         median = statistics.median(laps)
         print(f"| nsnet {command} | {median:.1f} | {min(laps):.1f} | {max(laps):.1f} |")
+    if chosen.ray:
+        ratios = [ray / local for local, ray in zip(*rates.values(), strict=True)]
+        print(f"ray / local: {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
 
 
 def rate(*arguments: str) -> float:
@@ -59,7 +66,11 @@ def rate(*arguments: str) -> float:
         times.setdefault(images, time.monotonic())
     if process.wait() or max(times) <= _FIRST:
         raise SystemExit(f"nsnet {arguments[0]} failed, or there are too few images")
-    return (max(times) - _FIRST) / (times[max(times)] - times[_FIRST])
+    last = max(times)
+    first = max(images for images, at in times.items() if at < times[_FIRST] + _BURST_S)
+    if first == last:
+        raise SystemExit("there are too few images")
+    return (last - first) / (times[last] - times[first])
 
 
 if __name__ == "__main__":

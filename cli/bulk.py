@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from cli.environment import UsageError, not_installed, read_settings
 
 if TYPE_CHECKING:  # commands import what they need when they run
+    from app.bulk.engine import EngineFactory
     from app.bulk.pipeline import Done
     from app.bulk.sources import Sources
 
@@ -26,6 +27,7 @@ class Engine(StrEnum):
     """Where the work is done."""
 
     LOCAL = "local"
+    RAY = "ray"
 
 
 def bulk(
@@ -37,7 +39,22 @@ def bulk(
         ),
     ],
     to: Annotated[str, typer.Option(help="folder or URL for the Parquet parts")],
-    engine: Annotated[Engine, typer.Option(help="local: on this machine")] = Engine.LOCAL,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="local: on this machine; ray: on the cluster of RAY_ADDRESS, or one of its own"
+        ),
+    ] = Engine.LOCAL,
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="ray: detectors; without it one for each GPU, or for each machine"
+        ),
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None,
+        typer.Option(min=0, help="ray: of each detector, may be a fraction; 0: none is used"),
+    ] = None,
     part_rows: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="rows of a part: what a kill may cost")
     ] = 1000,
@@ -50,7 +67,6 @@ def bulk(
 
     The exit status is 0 if all have a row, whatever it says.
     """
-    assert engine is Engine.LOCAL  # noqa: S101  (there is no other yet)
     settings = read_settings()
     try:
         from app.bulk.pipeline import run_bulk
@@ -58,12 +74,13 @@ def bulk(
         from app.bulk.store import BulkError, StuckError
     except ModuleNotFoundError as error:
         raise not_installed(error, "bulk") from None
+    factory = _factory(engine, actors, gpus_per_actor)
 
     console = Console(stderr=True, quiet=quiet)
     try:
         listed = Sources(sources)
         with _logged(console), _shown(console, listed) as told:
-            done = run_bulk(listed, to, settings, part_rows=part_rows, told=told)
+            done = run_bulk(listed, to, settings, part_rows=part_rows, told=told, factory=factory)
     except StuckError as error:
         print(f"nsnet: {error}", file=sys.stderr, flush=True)
         os._exit(1)
@@ -74,6 +91,25 @@ def bulk(
     if done.ended_by is not None:
         console.print("ended early: run it again to go on", highlight=False)
         raise typer.Exit(128 + done.ended_by)
+
+
+def _factory(engine: Engine, actors: int | None, gpus_per_actor: float | None) -> "EngineFactory":
+    """What gives the engine.
+
+    Raises:
+        UsageError: it is not installed, or is told what another one is to do.
+    """
+    if engine is Engine.LOCAL:
+        if actors is not None or gpus_per_actor is not None:
+            raise UsageError("--actors and --gpus-per-actor are for --engine ray")
+        from app.bulk.local import local_engine
+
+        return local_engine()
+    try:
+        from app.bulk.ray_data import RayOptions, ray_engine
+    except ModuleNotFoundError as error:
+        raise not_installed(error, "ray") from None
+    return ray_engine(RayOptions(actors, gpus_per_actor))
 
 
 @contextlib.contextmanager

@@ -26,6 +26,10 @@ class ImageError(ModelError, ValueError):
         super().__init__(text)
         self.code = code
 
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        """Another process is told the same."""
+        return ImageError, (self.code, str(self))
+
 
 class ImageTooSmallError(ImageError):
     """An image has a side below the smallest that can be judged.

@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -94,6 +95,27 @@ class File:
         return self.fault is None and _suffix(self.key) == shards.SUFFIX
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A file in its place in the listing; it can be sent to another process.
+
+    Attributes:
+        file: the file.
+        index: its number.
+        digest: sha256 of the paths of all files from the first one to it.
+        done: stretches of it that are not wanted.
+    """
+
+    file: File
+    index: int
+    digest: str
+    done: tuple[tuple[Place, Place], ...]
+
+    def entries(self, limits: Limits) -> Iterator[Entry]:
+        """Its images; where it cannot be read, or not to its end, one more that says so."""
+        return _entries(self.file, self.index, self.digest, _Covered(self.done), limits)
+
+
 class Sources:
     """Files, and what holds them.
 
@@ -133,18 +155,31 @@ class Sources:
             done: stretches that do not overlap.
 
         Raises:
+            BulkError: as `listed`.
+        """
+        for one in self.listed(done):
+            yield from one.entries(limits)
+
+    def listed(self, done: Iterable[Span] = ()) -> Iterator[Listed]:
+        """All files but those that some stretches cover whole; none is opened.
+
+        Args:
+            done: stretches that do not overlap.
+
+        Raises:
             BulkError: as `files`; the listing is another one than when the stretches were made.
         """
         known = {_last_file(span): span.listed for span in done}
-        covered = _Covered(done)
+        covered = _Covered((span.start, span.stop) for span in done)
         listed, index = hashlib.sha256(), -1
         for index, file in enumerate(self.files()):
             listed.update(_bytes(file.path) + b"\0")
             digest = listed.hexdigest()
             if known.pop(index, digest) != digest:
                 raise _changed()
-            if not covered(Place(index), Place(index + 1)):
-                yield from _entries(file, index, digest, covered, limits)
+            start, stop = Place(index), Place(index + 1)
+            if not covered(start, stop):
+                yield Listed(file, index, digest, covered.before(stop))
         if known:
             raise _changed()
         if index < 0:
@@ -155,24 +190,27 @@ class Sources:
 class _Covered:
     """Whether places that come in order lie in any of some stretches."""
 
-    def __init__(self, spans: Iterable[Span]) -> None:
+    def __init__(self, stretches: Iterable[tuple[Place, Place]]) -> None:
         self._left: list[tuple[Place, Place]] = []
-        for span in sorted(spans, reverse=True):
-            stop = span.stop
+        for start, stop in sorted(stretches, reverse=True):
             if self._left and self._left[-1][0] == stop:  # they are one
                 stop = self._left.pop()[1]
-            self._left.append((span.start, stop))
+            self._left.append((start, stop))
 
     def __call__(self, start: Place, stop: Place) -> bool:
         while self._left and self._left[-1][1] <= start:
             self._left.pop()
         return bool(self._left) and self._left[-1][0] <= start and stop <= self._left[-1][1]
 
+    def before(self, stop: Place) -> tuple[tuple[Place, Place], ...]:
+        """Those that are not behind yet and begin before a place, in their order."""
+        return tuple(takewhile(lambda one: one[0] < stop, reversed(self._left)))
+
 
 def _entries(
     file: File, index: int, listed: str, covered: _Covered, limits: Limits
 ) -> Iterator[Entry]:
-    """A file's images; where it cannot be read, or not to its end, one more that says so."""
+    """See `Listed.entries`."""
     start, end = Place(index), Place(index + 1)
     if not file.is_shard:
         look = functools.partial(_raise, file.fault)

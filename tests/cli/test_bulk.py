@@ -88,3 +88,20 @@ def test_without_the_extra_it_names_it(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     status, _, told = here("bulk", str(album), "--to", str(tmp_path / "out"))
     assert (status, told) == (1, "nsnet: pyarrow is not installed: pip install 'nsnet[bulk]'\n")
+
+
+def test_without_ray_it_names_that_extra(
+    here: Here, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "app.bulk.ray_data", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    status, _, told = here("bulk", str(album), "--to", str(tmp_path / "out"), "--engine", "ray")
+    assert (status, told) == (1, "nsnet: ray is not installed: pip install 'nsnet[ray]'\n")
+
+
+@pytest.mark.parametrize("option", ["--actors", "--gpus-per-actor"])
+def test_what_is_for_ray_alone_is_refused_elsewhere(
+    option: str, here: Here, album: Path, tmp_path: Path
+) -> None:
+    status, _, told = here("bulk", str(album), "--to", str(tmp_path / "out"), option, "1")
+    assert (status, told) == (1, "nsnet: --actors and --gpus-per-actor are for --engine ray\n")

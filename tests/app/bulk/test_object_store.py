@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from app.bulk.local import local_engine
 from app.bulk.parts import Parts
 from app.bulk.pipeline import run_bulk
 from app.bulk.sources import Place, Sources, Span
@@ -77,6 +78,6 @@ def test_a_missing_object_has_a_row(s3: Any) -> None:
         Sources(["s3://album/list.csv"]),
         "s3://album/out",
         Settings(decode_workers=1),
-        load=lambda _: FakeDetector(),
+        factory=local_engine(lambda _: FakeDetector()),
     ).said
     assert said == {"uncertain": 1, "not_found": 1, "empty_file": 1}

@@ -11,7 +11,8 @@ import pyarrow.dataset as ds
 import pytest
 from PIL import Image
 
-from app.bulk import pipeline
+from app.bulk import local
+from app.bulk.local import local_engine
 from app.bulk.pipeline import Done, run_bulk
 from app.bulk.sources import Sources
 from app.bulk.store import BulkError, StuckError
@@ -44,7 +45,7 @@ def run(
         settings,
         part_rows=part_rows,
         told=told,
-        load=lambda _: fake or FakeDetector(),
+        factory=local_engine(lambda _: fake or FakeDetector()),
     )
 
 
@@ -178,7 +179,7 @@ def test_a_device_that_is_gone_ends_it_and_no_row_says_so(album: Path, tmp_path:
 def test_a_device_that_hangs_ends_it(
     album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_WATCH_S", 0.05)
+    monkeypatch.setattr(local, "WATCH_S", 0.05)
     monkeypatch.setattr(Settings, "stuck_after_s", 0.2)
     fake = FakeDetector()
     fake.gate.clear()
