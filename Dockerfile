@@ -49,7 +49,7 @@ ENV PATH=/opt/nsnet/bin:/venv/bin:$PATH PYTHONPATH=/opt/nsnet \
     NSNET_HOST=0.0.0.0 NSNET_DRAIN_DELAY_S=3 \
     NSNET_BACKBONE=/backbone/tower.safetensors
 # As pyproject.toml has it; a test holds them together.
-ARG VERSION=0.7.0
+ARG VERSION=0.8.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="nsnet" \
       org.opencontainers.image.description="Tells AI-generated images from photographs" \

@@ -306,7 +306,7 @@ _AS_BYTES: Final[Mapping[str, Any]] = {
     ],
 }
 _OIP: Final[Mapping[str, Any]] = {
-    "/v2": {"name": "nsnet", "version": "0.7.0", "extensions": ["binary_tensor_data"]},
+    "/v2": {"name": "nsnet", "version": "0.8.0", "extensions": ["binary_tensor_data"]},
     "/v2/health/live": {"live": True},
     "/v2/health/ready": {"ready": True},
     "/v2/models/{name}/ready": {"name": _MODEL["name"], "ready": True},
