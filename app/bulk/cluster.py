@@ -45,7 +45,7 @@ def cluster(settings: Settings, store_bytes: int | None = None) -> Iterator[None
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it writes between our lines
     with ExitStack() as stack:
-        if os.environ.get("RAY_ADDRESS"):
+        if is_joined():
             where: dict[str, Any] = {"address": os.environ["RAY_ADDRESS"]}
         else:
             where = {
@@ -63,6 +63,11 @@ def cluster(settings: Settings, store_bytes: int | None = None) -> Iterator[None
             raise BulkError(f"Ray cannot be started or joined: {type(error).__name__}") from None
         stack.callback(ray.shutdown)
         yield
+
+
+def is_joined() -> bool:
+    """Whether the cluster is somebody else's."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 @contextmanager
