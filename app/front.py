@@ -139,11 +139,16 @@ class KnownHosts:
 class InferenceErrors:
     """ASGI middleware: at `/v2`, an error has the shape that the Open Inference Protocol gives it.
 
-    The outermost: wherever a problem came from, this is the one place that tells it otherwise.
+    The outermost: wherever in the application a problem came from, it is told otherwise here.
+
+    Args:
+        app: what it stands before.
+        root_path: as `RootPath` has it.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
         self.app = app
+        self.root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write problems as `{"error": "CODE: DETAIL"}`."""
@@ -151,17 +156,14 @@ class InferenceErrors:
 
         async def translated(message: Message) -> None:
             nonlocal problem
-            if message["type"] == "http.response.start" and _is_problem_of_inference(
-                scope, message
+            if message["type"] == "http.response.start" and is_of_inference(
+                scope["path"], self.root_path
             ):
-                problem = message
-                return
-            if problem is not None:
-                told = json.loads(message["body"])
-                body = json.dumps({"error": f"{told['code']}: {told['detail']}"}).encode()
-                headers = MutableHeaders(scope=problem)
-                headers["Content-Type"] = "application/json"
-                headers["Content-Length"] = str(len(body))
+                if MutableHeaders(scope=message).get("content-type") == MEDIA_TYPE:
+                    problem = message
+                    return
+            elif problem is not None:
+                body = inference_error(MutableHeaders(scope=problem), message["body"])
                 await send(problem)
                 message, problem = {**message, "body": body}, None
             await send(message)
@@ -169,9 +171,23 @@ class InferenceErrors:
         await self.app(scope, receive, translated)
 
 
-def _is_problem_of_inference(scope: Scope, start: Message) -> bool:
-    kind = MutableHeaders(scope=start).get("content-type")
-    return kind == MEDIA_TYPE and f"{_route_path(scope)}/".startswith("/v2/")
+def is_of_inference(path: str, root_path: str) -> bool:
+    """Whether a path, with its prefix or without, is one of the Open Inference Protocol's."""
+    return f"{path.removeprefix(root_path)}/".startswith("/v2/")
+
+
+def inference_error(headers: MutableHeaders, problem: bytes) -> bytes:
+    """Write a problem as the Open Inference Protocol has it.
+
+    Args:
+        headers: the answer's, which are changed to those of what is returned.
+        problem: the answer's body.
+    """
+    told = json.loads(problem)
+    body = json.dumps({"error": f"{told['code']}: {told['detail']}"}).encode()
+    headers["Content-Type"] = "application/json"
+    headers["Content-Length"] = str(len(body))
+    return body
 
 
 def _route_path(scope: Scope) -> str:

@@ -85,7 +85,7 @@ def create_app(settings: Settings, factory: BackendFactory | None = None) -> Fas
         add_page(app, settings)
     _stand_before(app, Service(settings, factory or local()), known_hosts_only=True)
     if settings.oip:
-        app.add_middleware(InferenceErrors)
+        app.add_middleware(InferenceErrors, root_path=settings.root_path)
     return app
 
 
@@ -222,7 +222,7 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
     """
     service: Service = app.state.service
 
-    def config(served: FastAPI) -> Config:
+    def config(served: FastAPI, settings: Settings) -> Config:
         return Config(served, settings, lambda code: service.metrics.rejected.labels(code).inc())
 
     sockets = _listen(settings.host, settings.port, "NSNET_PORT")
@@ -234,8 +234,9 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
             for one in sockets:
                 one.close()
             raise
-        operations = config(operations_app(service)), more
-    server = Server(service, config(app), sockets, operations)
+        without_inference = settings.model_copy(update={"oip": False})
+        operations = config(operations_app(service), without_inference), more
+    server = Server(service, config(app, settings), sockets, operations)
     app.state.load_failed = server.close
     return server
 

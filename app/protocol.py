@@ -8,6 +8,7 @@ import asyncio
 import errno
 import http
 import math
+import re
 import socket
 import sys
 import time
@@ -25,7 +26,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from app.errors import ApiError
-from app.front import SECURITY_HEADERS
+from app.front import SECURITY_HEADERS, inference_error, is_of_inference
 from app.settings import Settings
 
 HEAD_S = 20.0
@@ -39,7 +40,10 @@ UNREAD_S = 30.0
 """How long an answer may wait for a client to read 48 kB of it."""
 
 MAX_HEAD_BYTES = 16384
+"""Of a request's head, from its first byte through its empty line; of the lines behind a chunked
+body as many again."""
 MAX_HEADERS = 100
+"""Lines of each."""
 MAX_PIPELINED = 8
 """Requests in a row that are here before the one before them is answered: a burst of hundreds costs
 its sender one packet, and nobody need read the answers."""
@@ -48,6 +52,8 @@ its sender one packet, and nobody need read the answers."""
 _FREE_CHUNKS = 1000
 _MEAN_CHUNK_BYTES = 256
 _SLICE = 4096
+
+_REQUEST_LINE = re.compile(rb"[!-~]+ ([!-~]+) ")
 
 
 class Refused(h11.RemoteProtocolError):
@@ -64,18 +70,22 @@ class Connection(h11.Connection):
     Attributes:
         left: bytes still to come of a body whose length was declared.
         head_only: whether the answer is to have no body.
+        target: what the request line asks for, once it has come that far, though the rest of the
+            head be none.
     """
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEAD_BYTES)
         self.left = 0
         self.head_only = False
+        self.target: bytes | None = None
         self._chunks = self._bytes = 0
 
     def start_next_cycle(self) -> None:
         """Go on to the next request."""
         super().start_next_cycle()
         self.head_only = False
+        self.target = None
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """Parse the next event.
@@ -83,9 +93,18 @@ class Connection(h11.Connection):
         Raises:
             h11.RemoteProtocolError: what came is no HTTP, or Refused.
         """
+        came = b"" if self.left else self.trailing_data[0]
+        if self.their_state is h11.IDLE and (line := _REQUEST_LINE.match(came)):
+            self.target = line[1]
         event = super().next_event()
         if isinstance(event, h11.Request):
             self.head_only = event.method == b"HEAD"
+        if isinstance(event, h11.Request | h11.EndOfMessage):
+            # h11 bounds what is not yet whole; the slice that completes it may have more.
+            size = len(came) - len(self.trailing_data[0])
+            if size > MAX_HEAD_BYTES or len(event.headers) > MAX_HEADERS:
+                raise Refused(_headers_too_large())
+        if isinstance(event, h11.Request):
             self._check(event)
         elif isinstance(event, h11.Data):
             self._count(event)
@@ -93,8 +112,6 @@ class Connection(h11.Connection):
 
     def _check(self, request: h11.Request) -> None:
         headers = dict(request.headers)
-        if len(request.headers) > MAX_HEADERS:
-            raise Refused(_headers_too_large())
         if b"transfer-encoding" in headers and b"content-length" in headers:
             raise Refused(ApiError("bad_request", "The request declares its length in two ways."))
         if headers.get(b"upgrade", b"").lower() == b"websocket":
@@ -146,6 +163,7 @@ class Config(uvicorn.Config):
             workers=1,  # whatever WEB_CONCURRENCY says, which other servers read
         )
         self.max_connections = settings.max_connections
+        self.inference_root = settings.root_path if settings.oip else None
         self.refused = refused
 
 
@@ -230,11 +248,10 @@ class Protocol(H11Protocol):
         """Amend a request before the application sees it."""
         if self._pipelined >= MAX_PIPELINED:
             self.headers.append(CLOSE_HEADER)  # as if the client had: it is told so, and it is done
-        scheme, _, rest = self.scope["raw_path"].partition(b"://")
-        if scheme.lower() in (b"http", b"https"):  # as a proxy is asked: RFC 9112, 3.2.2
-            authority, _, path = rest.partition(b"/")
-            self.scope["raw_path"] = b"/" + path
-            self.scope["path"] = unquote("/" + path.decode("ascii"))
+        authority, path = _parts(self.scope["raw_path"])
+        if authority is not None:
+            self.scope["raw_path"] = path
+            self.scope["path"] = unquote(path.decode("ascii"))
             host = authority.rpartition(b"@")[2]
             self.headers[:] = [(name, host if name == b"host" else v) for name, v in self.headers]
 
@@ -346,15 +363,25 @@ class Protocol(H11Protocol):
             request_id = uuid.uuid4().hex
             response = error.response(request_id)
             response.headers.update({"X-Request-ID": request_id, **SECURITY_HEADERS})
+            body = bytes(response.body)
+            if self._of_inference():
+                body = inference_error(response.headers, body)
             head = h11.Response(
                 status_code=error.status,
                 headers=[*self.server_state.default_headers, *response.raw_headers, CLOSE_HEADER],
                 reason=http.HTTPStatus(error.status).phrase.encode(),
             )
-            body = b"" if self.conn.head_only else bytes(response.body)
-            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            data = h11.Data(data=b"" if self.conn.head_only else body)
+            for event in (head, data, h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         self.close()
+
+    def _of_inference(self) -> bool:
+        root_path, target = self.config.inference_root, self.conn.target
+        if root_path is None or target is None:
+            return False
+        path = _parts(target.partition(b"?")[0])[1]
+        return is_of_inference(unquote(path.decode("ascii")), root_path)
 
     def close(self) -> None:
         """Close once the client has had its say, or its time.
@@ -391,6 +418,18 @@ class _Transport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._protocol.socket, name)
+
+
+def _parts(target: bytes) -> tuple[bytes | None, bytes]:
+    """The authority and the path of a target without its query.
+
+    The authority is there where a proxy is asked: RFC 9112, 3.2.2.
+    """
+    scheme, _, rest = target.partition(b"://")
+    if scheme.lower() not in (b"http", b"https"):
+        return None, target
+    authority, _, path = rest.partition(b"/")
+    return authority, b"/" + path
 
 
 def _headers_too_large() -> ApiError:

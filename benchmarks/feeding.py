@@ -1,14 +1,13 @@
-"""How far this machine can feed a GPU: the service as it is, with a tower that sleeps.
+"""How far this machine can feed a GPU: the service as it is, before a device that sleeps.
 
     python benchmarks/feeding.py [--sleep-ms 0.1] [--side 512] [--clients 16] [--seconds 15]
 
-Decoding, views, batches, head and HTTP are the real ones; only the tower's forward is replaced by
-a sleep of so many milliseconds a canvas, as a GPU's is to the host. Every canvas is looked at.
-What the sleeping tower does alone, in batches, is what a host without end could reach; each way of
-serving it is a share of that. `fake` serves one sleeping tower, for the other commands and for you.
-All share this machine's cores with the clients.
+HTTP, decoding, queue and batches are the real ones. What a GPU would do is replaced: its forward by
+a sleep of so many milliseconds a canvas, of which every image has ten; the views that it would cut
+by blank ones, unless they are cut here. What the sleeping device does alone, in batches, is what a
+host without end could reach: each way of serving it is a share of that. Clients share the cores.
 
-On a GPU, `--sleep-ms 0` runs the real tower instead.
+`one` and `fleet` serve it, for this program and for you.
 """
 
 import argparse
@@ -17,11 +16,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from app.local import local
@@ -29,57 +29,66 @@ from app.main import serve
 from app.settings import Settings, load_settings
 from benchmarks.load import Closed, Target, apply_load, synthetic
 from benchmarks.local import local_server
-from model.checkpoint import build_model, read_checkpoint
-from model.detector import DEFAULT_CHECKPOINT, Detector
+from model.checkpoint import read_checkpoint
+from model.detector import DEFAULT_CHECKPOINT, Detector, Look
 from model.engines.base import Engine
 from model.hardware import Runtime
-from model.tower.sources import load_backbone
+from model.network import NSNet
 
-_SLEEP = "FEEDING_SLEEP_MS"
+_SLEEP_MS, _CUTS = "FEEDING_SLEEP_MS", "FEEDING_CUTS"
 _BATCH = 32
-_LIMITS: dict[str, Any] = {"max_queue": "512", "max_batch": str(_BATCH), "provenance": "false"}
+_LIMITS: dict[str, Any] = {
+    "max_queue": "512",
+    "max_batch": str(_BATCH),
+    "provenance": "false",
+    "allow_anonymous": "true",
+}
 
 
 class Sleeping(Engine):
-    """A tower that takes its time, and no core.
+    """A tower and a head that take their time, and no core.
 
     Args:
-        tokens: float [1, reads, width], what it says of every canvas.
         sleep_ms: milliseconds a canvas.
     """
 
     name = "sleeping"
     precision = "none"
 
-    def __init__(self, tokens: Tensor, sleep_ms: float) -> None:
-        self._tokens = tokens
+    def __init__(self, sleep_ms: float) -> None:
         self._sleep_s = sleep_ms / 1000
 
     def __call__(self, canvases: Tensor) -> Tensor:
-        """See `Engine`."""
+        """See `Engine`; these are logits already."""
         time.sleep(self._sleep_s * len(canvases))
-        return self._tokens.expand(len(canvases), -1, -1)
+        return torch.zeros(len(canvases))
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """See `NSNet`."""
+        return tokens
 
 
-def load_sleeping(settings: Settings) -> Detector:
-    """The default checkpoint's detector, whose tower sleeps."""
-    stored = read_checkpoint(settings.checkpoint or DEFAULT_CHECKPOINT)
-    network = stored.metadata.network
-    tower = load_backbone(network.backbone, path=settings.backbone, depth=network.depth)
-    model = build_model(stored, tower.visual)
-    reads = len(network.blocks) or 1
-    width = tower.visual.positional_embedding.shape[1]
-    model.release_tower()
-    tokens = torch.randn(1, reads, width, generator=torch.Generator().manual_seed(0))
-    engine = Sleeping(tokens, float(os.environ.get(_SLEEP, "0.1")))
-    runtime = Runtime.resolve("cpu", threads=settings.threads())
-    return Detector(model, engine, stored, runtime, "all")
+class SleepingDetector(Detector):
+    """Its device sleeps; it cuts views, or has the same blank ones of every picture."""
+
+    def __init__(self, settings: Settings) -> None:
+        stored = read_checkpoint(settings.checkpoint or DEFAULT_CHECKPOINT)
+        engine = Sleeping(float(os.environ[_SLEEP_MS]))
+        network = cast(NSNet, engine)
+        super().__init__(network, engine, stored, Runtime.resolve("cpu"), "all")
+        self._blank: Look | None = None
+        if os.environ[_CUTS] == "0":
+            self._blank = self.look(np.zeros((512, 512, 3), np.uint8))
+
+    def look(self, pixels: NDArray[np.uint8], *, explain: bool = False) -> Look:
+        """See `Detector`."""
+        return self._blank or super().look(pixels, explain=explain)
 
 
 def main() -> None:
     """Print a row for each way of serving."""
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = ("compare", "fake", "fleet")
+    commands = ("compare", "one", "fleet")
     parser.add_argument("command", nargs="?", choices=commands, default="compare")
     parser.add_argument("--sleep-ms", type=float, default=0.1)
     parser.add_argument("--side", type=int, default=512)
@@ -88,21 +97,26 @@ def main() -> None:
     parser.add_argument("--decoding", type=int, default=1, help="replicas")
     parser.add_argument("--scoring", type=int, default=1, help="replicas")
     chosen = parser.parse_args()
-    if chosen.command == "fake":
-        sys.exit(serve(load_settings(), local(load_sleeping)))
+    if chosen.command == "one":
+        sys.exit(serve(load_settings(), local(SleepingDetector)))
     if chosen.command == "fleet":
         _serve_fleet(chosen.decoding, chosen.scoring)
         return
-    os.environ[_SLEEP] = str(chosen.sleep_ms)
-    alone = _alone(chosen.seconds)
-    cores = len(os.sched_getaffinity(0))
+    os.environ |= {_SLEEP_MS: str(chosen.sleep_ms), _CUTS: "0"}
+    alone, cores = _alone(chosen.seconds), len(os.sched_getaffinity(0))
     print(f"{cores} cores, {chosen.clients} clients, JPEGs of {chosen.side} px")
-    print("| | images/s | images/s a core | of the tower's own | cores busy beside the clients |")
+    print("| | images/s | images/s a core | of the device's own | cores busy beside the clients |")
     print("|---|---:|---:|---:|---:|")
-    print(f"| the sleeping tower alone | {alone:.0f} | | 100 % | |")
+    print(f"| the sleeping device alone | {alone:.0f} | | 100 % | |")
+    fleet = ["fleet", f"--decoding={chosen.decoding}", f"--scoring={chosen.scoring}"]
+    ways = {
+        "`nsnet serve`": (["one"], "0"),
+        "the same, views cut by the cores": (["one"], "1"),
+        "Ray Serve": (fleet, "0"),
+    }
     images = synthetic(8, chosen.side)
-    replicas = [f"--decoding={chosen.decoding}", f"--scoring={chosen.scoring}"]
-    for name, arguments in {"nsnet serve": ["fake"], "Ray Serve": ["fleet", *replicas]}.items():
+    for name, (arguments, cuts) in ways.items():
+        os.environ[_CUTS] = cuts
         command = [sys.executable, str(Path(__file__).resolve()), *arguments]
         with local_server(command, **_LIMITS) as server:
             target, traffic = Target(server.url, images), Closed(chosen.clients)
@@ -112,15 +126,14 @@ def main() -> None:
             busy = (_busy_s() - before - load.generator_cpu_s) / load.seconds
         rate, failed = load.images_per_s, sum(load.statuses.values()) - load.statuses["200"]
         note = f", {failed} failed" if failed else ""
-        print(
-            f"| {name}{note} | {rate:.1f} | {rate / cores:.1f} | {rate / alone:.1%} | {busy:.2f} |"
-        )
+        shares = f"{rate:.1f} | {rate / cores:.1f} | {rate / alone:.1%} | {busy:.2f}"
+        print(f"| {name}{note} | {shares} |", flush=True)
 
 
 def _alone(seconds: float) -> float:
-    """Images a second of the tower, given batches of canvases that are already cut."""
-    detector = load_sleeping(load_settings())
-    look = detector.look(np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8))
+    """Images a second of the device, given batches of canvases."""
+    detector = SleepingDetector(load_settings())
+    look = detector.look(np.zeros((64, 64, 3), np.uint8))
     done, start = 0, time.perf_counter()
     while (took := time.perf_counter() - start) < seconds / 3:
         detector.submit([look] * _BATCH).result()
@@ -151,7 +164,7 @@ def _serve_fleet(decoding: int, scoring: int) -> None:
         ray_serve.run(
             application(
                 settings,
-                load_sleeping,
+                SleepingDetector,
                 decoding={"num_replicas": decoding},
                 scoring={"num_replicas": scoring},
             )
@@ -162,5 +175,4 @@ def _serve_fleet(decoding: int, scoring: int) -> None:
 
 
 if __name__ == "__main__":
-    signal.pthread_sigmask(signal.SIG_BLOCK, [])
     main()

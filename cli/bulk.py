@@ -178,9 +178,7 @@ class _Bar:
         self._progress.update(self._task, completed=done.files, rows=done.rows, rate=rate)
 
     def _count(self, sources: "Sources") -> None:
-        from app.bulk.store import BulkError
-
-        with contextlib.suppress(BulkError):  # the run itself tells of it
+        with contextlib.suppress(Exception):  # the run itself tells of it
             files = sum(1 for _ in sources.files())
             self._progress.update(self._task, total=files)
 

@@ -1,16 +1,20 @@
 """What a detector says of itself and of pictures."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from model.checkpoint import Checkpoint
-from model.engines.base import Engine, Fetched
 from model.errors import ModelError
-from model.evidence import Evidence
-from model.hardware import Runtime
 from model.verdicts import Cut, QualityRule, Reason, Thresholds, Verdict, VerdictRules
-from model.views.plan import Look
+
+if TYPE_CHECKING:  # torch comes with them: another process is told of scores without it
+    from model.checkpoint import Checkpoint
+    from model.engines.base import Engine, Fetched
+    from model.evidence import Evidence
+    from model.hardware import Runtime
+    from model.views.plan import Look
 
 
 class InferenceError(ModelError):
@@ -90,7 +94,7 @@ class About:
         """What holds back a verdict; None: nothing does."""
         return self.rules.quality
 
-    def verdict(self, score: "Score", cut: float | None = None) -> Verdict:
+    def verdict(self, score: Score, cut: float | None = None) -> Verdict:
         """What is said of a picture, by the checkpoint's cuts or one of the client's own."""
         return self.rules.verdict(score.value, glance=score.glance, reasons=score.reasons, cut=cut)
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +422,24 @@ def test_nginx_bounds_what_one_address_may_have_it_hold() -> None:
     assert int(patience.removesuffix("s")) <= 10
 
 
+def test_nginx_says_by_itself_what_the_contract_says() -> None:
+    conf = text("deploy/nginx/nsnet.conf")
+    codes, titles = (
+        dict(re.findall(r'(\d{3}) "?(.*?)"?;', re.findall(rf"(?s)\${name} {{(.*?)}}", conf)[0]))
+        for name in ("nsnet_code", "nsnet_title")
+    )
+    assert codes.keys() == titles.keys()
+    for status, code in codes.items():
+        assert (int(status), titles[status]) == CATALOGUE[code][:2]
+    told = set()
+    for pages in directives()["error_page"]:
+        *causes, where = pages.split()
+        assert where == "$nsnet_error"
+        changed = [cause[1:] for cause in causes if cause.startswith("=")]
+        told |= set(changed or causes)
+    assert told == codes.keys()
+
+
 # --- who is let in ------------------------------------------------------------------------------
 
 
@@ -441,6 +460,13 @@ def in_kubernetes() -> tuple[dict[str, str], str]:
     assert f"create secret generic {volume['secret']['secretName']} " in text("docs/deployment.md")
     given = {variable["name"]: variable["value"] for variable in container["env"]}
     return ours(image_environment() | given), mount["mountPath"]
+
+
+def test_the_guides_pod_tells_clients_behind_an_ingress_apart() -> None:
+    """Or wrong keys of one would shut out the others: the default believes no address."""
+    environment, _ = in_kubernetes()
+    assert environment["NSNET_API_KEYS_FILE"]
+    assert ip_network(environment["NSNET_FORWARDED_ALLOW_IPS"]).is_private
 
 
 SHIPPED: dict[str, Callable[[], dict[str, str]]] = {

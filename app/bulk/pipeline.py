@@ -18,6 +18,7 @@ from app.settings import Settings
 PART_ROWS = 1000
 """Rows of a part: what a kill may cost."""
 
+_UNREACHED = 100  # files one after another that could not be read
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -146,16 +147,22 @@ class _Run:
             self._done.said[row.error or row.verdict or ""] += 1
             self._done.files = span.stop.file
             self._told(self._done)
-            if len(waiting) == self._part_rows:
-                _check_reach([row for _, row in waiting])
+            if len(waiting) >= self._part_rows and _reached([row for _, row in waiting]):
                 await flush()
         await flush()
 
 
-def _check_reach(rows: Sequence[Row]) -> None:
-    """Raise where no file of a whole part could be read: that says nothing of the files."""
-    if all(row.error == "unreadable" for row in rows):
-        raise BulkError(
-            f"none of the last {len(rows)} files could be read: is their store there, and are "
-            "the credentials still good? Run it again to go on"
-        )
+def _reached(rows: Sequence[Row]) -> bool:
+    """Whether any of these files could be read; few that could not say nothing yet.
+
+    Raises:
+        BulkError: nor do many of the files: their store is not there.
+    """
+    if any(row.error != "unreadable" for row in rows):
+        return True
+    if len(rows) < _UNREACHED:
+        return False
+    raise BulkError(
+        f"none of the last {len(rows)} files could be read: is their store there, and are "
+        "the credentials still good? Run it again to go on"
+    )

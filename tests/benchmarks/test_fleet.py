@@ -1,5 +1,7 @@
 """A day in slices: its limits, and beside the simulation of every image."""
 
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from benchmarks.replicas import Machine, simulate
 from benchmarks.slices import SLICE_S, SYNC_S, first, quantile_s, run, steady
 
 CPU = MACHINES["cpu"]
+GUIDE = Path(__file__).parents[2] / "docs" / "scaling.md"
 
 
 def fixed(replicas: int) -> Rule:
@@ -84,6 +87,17 @@ def test_slices_come_to_what_every_image_comes_to() -> None:
         )
     for slices, images in np.mean(figures, 0):
         assert slices == pytest.approx(images, rel=0.25)
+
+
+def test_the_guides_example_follows_its_own_rule() -> None:
+    """Images a second by those of the row, and one more."""
+    text = GUIDE.read_text()
+    rates = {load: float(rate) for load, rate in re.findall(r"(?m)^\| (0\.\d+) \| ([\d.]+) ", text)}
+    example = re.findall(r"(?s)\*An example\.\*.*?\n\n", text)[0]
+    [wanted] = re.findall(r"(\d+) images a second", example)
+    loads = re.findall(r"row of (0\.\d+)", example)
+    told = [int(number) for number in re.findall(r"(?:more: |and )(\d+)(?:\.| of)", example)]
+    assert told == [math.ceil(int(wanted) / rates[load]) + 1 for load in loads]
 
 
 def test_a_day_has_its_trough_its_peak_and_its_bursts() -> None:

@@ -1,5 +1,6 @@
 """What is tried again, when, and how often; and what is never told to anybody."""
 
+import gzip
 import json
 import logging
 import socket
@@ -222,11 +223,37 @@ def test_a_line_that_is_nobodys_is_told_as_such(either: Either, model: bytes, te
 def test_a_line_without_an_end_is_not_waited_for(
     either: Either, model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_wire, "_MOST_LINE_BYTES", 1 << 16)
-    endless = b"HTTP/1.1 200 x\r\nConnection: close\r\n\r\n" + b"x" * (1 << 24)
-    server = scripted(model, endless)
-    with server as other, pytest.raises(ApiError, match="unexpected_answer"):
+    monkeypatch.setattr(_wire, "_MOST_BYTES", 1 << 16)
+    with scripted(model, endless(200)) as other, pytest.raises(ApiError, match="unexpected_answer"):
         either.batch(other.url, [IMAGE])
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_without_an_end_is_not_waited_for(
+    either: Either, model: bytes, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """Nor one that says it is short, and is packed: a few kilobytes would be as many megabytes."""
+    monkeypatch.setattr(_wire, "_MOST_BYTES", 1 << 16)
+    packed = answer(status, gzip.compress(problem_text(b" " * (1 << 24))), Content_Encoding="gzip")
+    assert len(packed) < 1 << 16
+    for said in (endless(status), packed):
+        with scripted(said) as other, pytest.raises(ApiError) as told:
+            either.detect(other.url, IMAGE)
+        assert (told.value.status, told.value.code) == (status, "unexpected_answer")
+        assert "identity" in other.requests[0].headers["accept-encoding"]
+    with scripted(endless(200)) as other, pytest.raises(ApiError, match="unexpected_answer"):
+        either.model(other.url)
+    with scripted(model, endless(500)) as other, pytest.raises(ApiError, match="500 unexpected"):
+        either.batch(other.url, [IMAGE])
+
+
+def endless(status: int) -> bytes:
+    """A problem that would be one, did it ever end: more than a socket holds."""
+    return b"HTTP/1.1 %d x\r\nConnection: close\r\n\r\n" % status + problem_text(b" " * (1 << 24))
+
+
+def problem_text(space: bytes) -> bytes:
+    return b'{"code": "here", "detail": "It is so.",' + space + b'"status": 500}'
 
 
 def test_a_line_ends_where_a_line_feed_is(either: Either, good: bytes, model: bytes) -> None:

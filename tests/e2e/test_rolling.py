@@ -1,5 +1,7 @@
-"""Two servers behind nginx, as it is shipped: each restarted in turn, under load."""
+"""nginx, as it is shipped: two servers behind it are restarted in turn, or there is none."""
 
+import contextlib
+import http.client
 import itertools
 import os
 import shutil
@@ -17,8 +19,8 @@ import pytest
 
 from tests.images import jpeg
 from tests.server.conftest import ROOT, Process, eventually
-from tests.server.test_errors import numbered
-from tests.server.test_inference import as_json
+from tests.server.test_errors import numbered, problem
+from tests.server.test_inference import INFER, as_json, error
 
 CLIENTS = 4
 REQUESTS = 500
@@ -165,3 +167,54 @@ def test_a_rolling_restart_loses_nothing(
     asked = Counter((tmp_path / "access.log").read_text().splitlines())
     assert asked["503, 200"], asked  # the one that drained refused
     assert asked["502, 200"], asked  # and then could not be reached
+
+
+def said(address: tuple[str, int], head: str) -> httpx.Response:
+    """What comes of a request with this head, and no byte of a body."""
+    with socket.create_connection(address, timeout=20) as raw:
+        raw.sendall(f"{head}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = http.client.HTTPResponse(raw)
+        answer.begin()
+        return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
+
+
+@pytest.mark.process
+def test_what_nginx_says_by_itself_has_the_contracts_shape(
+    nginx: Callable[[int, list[int]], str],
+) -> None:
+    """No server stands behind it, so whatever is answered is its own."""
+    port, *servers = free_ports(3)
+    nginx(port, servers)
+    address = ("127.0.0.1", port)
+    for path, check in (("/detect", problem), (INFER, error), ("/v2", error)):
+        check(said(address, f"GET {path} HTTP/1.1"), 503, "not_ready")
+        large = f"POST {path} HTTP/1.1\r\nContent-Length: {1 + (128 << 20)}"
+        check(said(address, large), 413, "payload_too_large")
+    for path in ("/metrics", "/", "/v3", "/nsnet/problem"):
+        problem(said(address, f"GET {path} HTTP/1.1"), 404, "not_found")
+    for head, status, code in (
+        ("TRACE /detect HTTP/1.1", 405, "method_not_allowed"),
+        ("POST /detect HTTP/1.1\r\nTransfer-Encoding: gzip", 400, "bad_request"),
+        ("POST /detect HTTP/1.1\r\nContent-Length: x", 400, "bad_request"),
+        ("GET /detect HTTP/1.1" + f"\r\nX: {'y' * 8000}" * 5, 431, "headers_too_large"),
+        (f"GET /{'y' * 60_000} HTTP/1.1", 431, "headers_too_large"),
+        ("no HTTP", 400, "bad_request"),
+    ):
+        problem(said(address, head), status, code)
+
+
+@pytest.mark.process
+def test_one_address_has_nginx_hold_so_many_bodies_and_no_more(
+    nginx: Callable[[int, list[int]], str],
+) -> None:
+    port, *servers = free_ports(3)
+    nginx(port, servers)
+    address = ("127.0.0.1", port)
+    with contextlib.ExitStack() as stack:
+        for _ in range(64):
+            raw = stack.enter_context(socket.create_connection(address))
+            raw.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        eventually(lambda: said(address, "GET /detect HTTP/1.1").status_code == 429)
+        problem(said(address, "GET /detect HTTP/1.1"), 429, "queue_full")
+        error(said(address, f"GET {INFER} HTTP/1.1"), 429, "queue_full")
+    eventually(lambda: said(address, "GET /detect HTTP/1.1").status_code == 503)

@@ -18,6 +18,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from app import protocol
 from app.local import local
 from app.main import create_app, make_server
 from app.service import Service
@@ -135,6 +136,13 @@ def running(
 def server() -> Iterator[Running]:
     with running() as one:
         yield one
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every patience of the server's is short."""
+    for name in ("HEAD_S", "REST_S", "UNREAD_S"):
+        monkeypatch.setattr(protocol, name, 0.2)
 
 
 class Process:

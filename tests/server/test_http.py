@@ -78,13 +78,6 @@ def problem_of(received: bytes) -> str:
     return str(found["code"])
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every patience of the server's is short."""
-    for name in ("HEAD_S", "REST_S", "UNREAD_S"):
-        monkeypatch.setattr(protocol, name, 0.2)
-
-
 # --- one request is one request -----------------------------------------------------------------
 
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
@@ -193,12 +186,28 @@ def test_header_lines_are_bounded_in_size_and_number(server: Running, headers: b
     assert problem_of(received) == "headers_too_large"
 
 
-def test_header_lines_behind_a_body_are_bounded_too(server: Running) -> None:
+@pytest.mark.parametrize("piece", [10**6, 4096, 1000, 1])
+@pytest.mark.parametrize(("size", "status"), [(16384, 200), (16385, 431), (20_000, 431)])
+def test_a_head_is_bounded_to_the_byte_whatever_pieces_it_comes_in(
+    server: Running, piece: int, size: int, status: int
+) -> None:
+    start, end = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: ", b"\r\n\r\n"
+    head = start + b"y" * (size - len(start) - len(end)) + end
+    assert len(head) == size
+    with server.connect() as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for first in range(0, size, piece):
+            raw.sendall(head[first : first + piece])
+        assert statuses(until_closed(raw)) == [status]
+
+
+@pytest.mark.parametrize("lines", [b"a:\r\n" * 60_000, b"a:" + b"b" * 16_381, b"a:\r\n" * 101])
+def test_header_lines_behind_a_body_are_bounded_too(server: Running, lines: bytes) -> None:
     """A chunked body may have more of them at its end."""
     chunked = (
         b"POST /detect HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
     )
-    assert problem_of(talk(server, chunked + b"a:\r\n" * 60_000 + b"\r\n")) == "headers_too_large"
+    assert problem_of(talk(server, chunked + lines + b"\r\n\r\n")) == "headers_too_large"
 
 
 def test_a_body_in_crumbs_is_refused_before_it_costs_a_core(server: Running) -> None:

@@ -19,6 +19,7 @@ from tests.images import jpeg
 from tests.server.conftest import Running, eventually, running
 from tests.server.test_detect import grey
 from tests.server.test_errors import Posting
+from tests.server.test_http import problem_of, statuses, talk
 
 MODEL = "fake"
 INFER = f"/v2/models/{MODEL}/infer"
@@ -349,6 +350,70 @@ def test_errors_before_and_beside_the_routes_have_the_protocols_shape() -> None:
             error(answer, 415, "unsupported_media_type")
             assert answer.headers["Accept-Encoding"] == "identity"
             assert client.post("/detect").headers["Content-Type"] == "application/problem+json"
+
+
+TWO_LENGTHS = b"Host: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("root_path", ["", "/mounted"])
+@pytest.mark.parametrize(
+    ("rest", "status", "code"),
+    [
+        (TWO_LENGTHS, 400, "bad_request"),
+        (b"Host : x\r\n\r\n", 400, "bad_request"),
+        (b"Host: x\r\n" + b"X: y\r\n" * 101 + b"\r\n", 431, "headers_too_large"),
+        (b"Host: x\r\nX: " + b"y" * 30_000, 431, "headers_too_large"),
+        (
+            b"Host: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 5000,
+            400,
+            "bad_request",
+        ),
+        (b"Host:", 408, "request_timeout"),
+    ],
+    ids=["two lengths", "no header", "lines", "bytes", "crumbs", "half a head"],
+)
+def test_what_no_route_sees_has_the_protocols_shape_too(
+    root_path: str, rest: bytes, status: int, code: str
+) -> None:
+    with running(root_path=root_path) as server:
+        for target in (f"{root_path}{INFER}", f"http://x{root_path}{INFER}?a=b", "/%762"):
+            received = talk(server, f"POST {target} HTTP/1.1\r\n".encode() + rest)
+            head, _, body = received.partition(b"\r\n\r\n")
+            assert statuses(received) == [status]
+            assert b"content-type: application/json" in head
+            assert b"content-length: %d\r\n" % len(body) in head
+            assert b"x-request-id: " in head
+            assert body.startswith(b'{"error": "%s: ' % code.encode())
+            assert set(json.loads(body)) == {"error"}
+
+
+@pytest.mark.usefixtures("hasty")
+def test_where_no_path_of_the_protocols_was_read_a_refusal_is_a_problem() -> None:
+    infer = f"POST {INFER} HTTP/1.1\r\n".encode()
+    with running(operations_port=0) as server:
+        assert problem_of(talk(server, f"POST {INFER}".encode())) == "request_timeout"
+        for target in (b"/detect", b"/v2x", b"/x/v2/y"):
+            assert problem_of(talk(server, b"POST " + target + b" HTTP/1.1\r\n" + TWO_LENGTHS))
+        # A request before it was one of the protocol's.
+        received = talk(server, b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n" + b"\r\n")
+        assert statuses(received) == [200, 400]
+        assert b"application/problem+json" in received
+        server.url = server.operations
+        assert problem_of(talk(server, infer + TWO_LENGTHS)) == "bad_request"
+    with running(oip=False) as server:
+        assert problem_of(talk(server, infer + TWO_LENGTHS)) == "bad_request"
+
+
+def test_a_refused_preflight_has_the_protocols_shape() -> None:
+    """Which is answered before the prefix is known."""
+    headers = {"Origin": "https://other", "Access-Control-Request-Method": "POST"}
+    with (
+        running(root_path="/mounted", cors_origins="https://page") as server,
+        server.client() as client,
+    ):
+        answer = client.options(f"/mounted{INFER}", headers=headers)
+        assert error(answer, 400, "bad_request")
 
 
 @pytest.mark.parametrize("root_path", ["", "/mounted"])

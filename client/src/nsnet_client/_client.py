@@ -10,17 +10,16 @@ import httpx
 import tenacity
 
 from nsnet_client._wire import (
+    Answer,
     Batch,
     Heatmap,
     ImageLike,
     Retries,
     batches,
     broken_off,
-    check,
     detect_request,
     load,
     options,
-    parse,
     transport_errors,
 )
 from nsnet_client.models import Detection, Item, ItemError, Limits, ModelDetails
@@ -137,8 +136,8 @@ class Client:
 
     def _answer(self, kind: type[T], request: dict[str, Any]) -> T:
         for attempt in tenacity.Retrying(**self._retries.arguments()):
-            with attempt, transport_errors():
-                return parse(kind, self._http.request(**request))
+            with attempt, transport_errors(), self._http.stream(**request) as response:
+                return _read(response).parse(kind)
         raise AssertionError  # the last attempt returns or raises
 
     def _items(self, batch: Batch) -> Iterator[Item]:
@@ -162,9 +161,8 @@ class Client:
         """What comes in answer to one request for all that is missing."""
         with transport_errors(), self._http.stream(**batch.request()) as response:
             if response.status_code != 200:
-                response.read()
-            check(response)
-            for part in response.iter_bytes():
+                raise _read(response).error()
+            for part in response.iter_raw():
                 yield from batch.take(part)
             yield from batch.take(b"\n")  # of the last line, which may lack it
         if batch.missing:
@@ -239,7 +237,8 @@ class AsyncClient:
     async def _answer(self, kind: type[T], request: dict[str, Any]) -> T:
         async for attempt in tenacity.AsyncRetrying(**self._retries.arguments()):
             with attempt, transport_errors():
-                return parse(kind, await self._http.request(**request))
+                async with self._http.stream(**request) as response:
+                    return (await _aread(response)).parse(kind)
         raise AssertionError  # the last attempt returns or raises
 
     async def _items(self, batch: Batch) -> AsyncGenerator[Item]:
@@ -262,12 +261,25 @@ class AsyncClient:
         with transport_errors():
             async with self._http.stream(**batch.request()) as response:
                 if response.status_code != 200:
-                    await response.aread()
-                check(response)
-                async for part in response.aiter_bytes():
+                    raise (await _aread(response)).error()
+                async for part in response.aiter_raw():
                     for item in batch.take(part):
                         yield item
                 for item in batch.take(b"\n"):  # of the last line, which may lack it
                     yield item
         if batch.missing:
             raise broken_off()
+
+
+def _read(response: httpx.Response) -> Answer:
+    answer = Answer(response)
+    for part in response.iter_raw():
+        answer.take(part)
+    return answer
+
+
+async def _aread(response: httpx.Response) -> Answer:
+    answer = Answer(response)
+    async for part in response.aiter_raw():
+        answer.take(part)
+    return answer

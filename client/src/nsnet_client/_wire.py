@@ -29,7 +29,7 @@ RETRIED: Final = (429, 503)
 
 _NDJSON = "application/x-ndjson"
 _PART_BYTES = 512  # of a form around each file: its boundary and headers take less
-_MOST_LINE_BYTES = 16 << 20  # of an answer: far above what is said of one image
+_MOST_BYTES = 16 << 20  # of an answer, of a batch's a line: far above what is said of one image
 _BACKOFF: Final = tenacity.wait_exponential(multiplier=0.1, max=4) + tenacity.wait_random(0, 1)
 
 
@@ -54,7 +54,11 @@ def options(base_url: str, api_key: str | None, timeout: float) -> dict[str, Any
         url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError("base_url is http://HOST[:PORT][/PATH], or https")
-    headers = {b"User-Agent": f"nsnet-client/{version('nsnet-client')}".encode()}
+    # Nothing packed, and nothing unpacked: no bound holds of what a few bytes unpack to.
+    headers = {
+        b"User-Agent": f"nsnet-client/{version('nsnet-client')}".encode(),
+        b"Accept-Encoding": b"identity",
+    }
     if api_key is not None:
         key = api_key.strip()
         if not key or not key.isprintable():  # HTTP would refuse it, and quote it
@@ -146,7 +150,7 @@ class Batch:
             if item is not None:
                 yield item
         self._line += rest
-        if len(self._line) > _MOST_LINE_BYTES:
+        if len(self._line) > _MOST_BYTES:
             raise _unexpected(200, None)
 
     def _item(self, line: bytes) -> Item | None:
@@ -208,31 +212,47 @@ def _own_error(index: int, filename: str | None, status: int, code: str, detail:
 # --- answers ------------------------------------------------------------------------------------
 
 
-def check(response: httpx.Response) -> None:
-    """Raise what an answer says is wrong; the body of one that is not 200 is read.
+class Answer:
+    """The answer to a request, as far as it has come.
 
-    Raises:
-        ApiError: by its status.
+    Attributes:
+        status: of the answer.
     """
-    if response.status_code == 200:
-        return
-    retry_after = _retry_after(response)
-    with _expected(response.status_code, retry_after):
-        problem = response.json()
-        code, detail = str(problem["code"]), str(problem["detail"])
-    request_id = problem.get("request_id") or response.headers.get("X-Request-ID")
-    raise ApiError(response.status_code, code, detail, request_id, retry_after)
 
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        self._retry_after = _retry_after(response)
+        self._request_id = response.headers.get("X-Request-ID")
+        self._body = bytearray()
 
-def parse(kind: type[T], response: httpx.Response) -> T:
-    """The answer to a request.
+    def take(self, part: bytes) -> None:
+        """Take what came next.
 
-    Raises:
-        ApiError: it is an error, or not what was expected.
-    """
-    check(response)
-    with _expected(response.status_code):
-        return build(kind, response.json())
+        Raises:
+            ApiError: `unexpected_answer`, as it is too long.
+        """
+        self._body += part
+        if len(self._body) > _MOST_BYTES:
+            raise _unexpected(self.status, self._retry_after)
+
+    def parse(self, kind: type[T]) -> T:
+        """What the whole of it says.
+
+        Raises:
+            ApiError: it is an error, or not what was expected.
+        """
+        if self.status != 200:
+            raise self.error()
+        with _expected(self.status):
+            return build(kind, json.loads(self._body))
+
+    def error(self) -> ApiError:
+        """What the whole of it says is wrong."""
+        with _expected(self.status, self._retry_after):
+            problem = json.loads(self._body)
+            code, detail = str(problem["code"]), str(problem["detail"])
+        request_id = problem.get("request_id") or self._request_id
+        return ApiError(self.status, code, detail, request_id, self._retry_after)
 
 
 @contextlib.contextmanager

@@ -264,9 +264,19 @@ def test_what_came_before_a_list_that_ends_in_nonsense_is_written(
 
 def test_a_store_that_is_gone_is_no_fault_of_its_files(album: Path, tmp_path: Path) -> None:
     """Say a token has expired: a million rows would say so, and nobody would go on."""
-    lines = ["path", *(f"album/{number:02}.png" for number in range(5)), *["nope://x"] * 9]
+    lines = ["path", *(f"album/{number:02}.png" for number in range(5)), *["nope://x"] * 109]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     out = tmp_path / "out"
-    with pytest.raises(BulkError, match="none of the last 4 files could be read"):
+    with pytest.raises(BulkError, match="none of the last 100 files could be read"):
         run(out, tmp_path / "list.csv")
     assert [row["error"] for row in rows(out)] == [*[None] * 5, *["unreadable"] * 3]
+
+
+def test_few_files_that_cannot_be_read_do_not_end_a_run_of_short_parts(
+    album: Path, tmp_path: Path
+) -> None:
+    """One such file, with one row a part, ended each run where the one before had."""
+    (tmp_path / "list.csv").write_text("path\nalbum/00.png\nnope://x\nalbum/01.png\nnope://x\n")
+    run(tmp_path / "out", tmp_path / "list.csv", part_rows=1)
+    said = [row["error"] for row in rows(tmp_path / "out")]
+    assert said == [None, "unreadable", None, "unreadable"]

@@ -1,6 +1,9 @@
 """Replicas as plain objects, and the files that they are deployed with."""
 
 import asyncio
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,9 @@ from app.decoding.pool import Opened
 from app.errors import ApiError
 from app.fleet.serve import Decoding, Ingress, Scoring, application, build
 from app.settings import Settings, SettingsError
+from model.detector import Score
 from model.images import Facts, Picture
+from model.verdicts import Reason
 from tests.fakes import POISON, FakeDetector, load_fake
 from tests.images import jpeg
 from tests.server.conftest import ROOT
@@ -117,3 +122,16 @@ def test_what_is_deployed_is_what_there_is(path: Path) -> None:
         if deployment.name == "scoring":
             assert deployment.max_ongoing_requests >= settings.max_batch
     assert application(SETTINGS, load_fake)
+
+
+def test_an_ingress_knows_scores_without_torch() -> None:
+    """It took a gigabyte in each."""
+    score = Score(0.5, 0.0, 1, (Reason.LOW_QUALITY,))
+    code = f"""
+import pickle, sys
+import app.fleet.serve
+about, score = pickle.loads({pickle.dumps((FakeDetector.about, score))!r})
+assert about.verdict(score).value == "uncertain"
+assert not {{"torch", "sklearn"}} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
