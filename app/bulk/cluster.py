@@ -17,9 +17,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would tell its makers
-os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a cluster that nobody asked for would use the disk
-
 import ray
 
 from app.bulk.store import BulkError
@@ -43,9 +40,10 @@ def cluster(settings: Settings, store_bytes: int | None = None) -> Iterator[None
     Raises:
         BulkError: there is none to be had.
     """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would tell its makers
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it writes between our lines
     with ExitStack() as stack:
-        if os.environ.get("RAY_ADDRESS"):
+        if is_joined():
             where: dict[str, Any] = {"address": os.environ["RAY_ADDRESS"]}
         else:
             where = {
@@ -63,6 +61,11 @@ def cluster(settings: Settings, store_bytes: int | None = None) -> Iterator[None
             raise BulkError(f"Ray cannot be started or joined: {type(error).__name__}") from None
         stack.callback(ray.shutdown)
         yield
+
+
+def is_joined() -> bool:
+    """Whether the cluster is somebody else's."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import ray
 import ray.data
 from ray.data.block import BlockMetadata
 
-from app.bulk.cluster import cluster
+from app.bulk.cluster import cluster, is_joined
 from app.bulk.engine import EngineFactory
 from app.bulk.parts import Row
 from app.bulk.sources import Sources, Span
@@ -166,7 +166,7 @@ def _pool(settings: Settings, options: RayOptions) -> tuple[int, float]:
     """How many actors there are to be, and GPUs for each.
 
     Raises:
-        BulkError: not with these GPUs.
+        BulkError: there are no such GPUs, and nobody will bring any.
     """
     gpus = 0.0 if settings.device == "cpu" else _resources().get("GPU", 0.0)
     each = options.gpus_per_actor
@@ -175,7 +175,8 @@ def _pool(settings: Settings, options: RayOptions) -> tuple[int, float]:
     nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
     machines = sum(node["Alive"] and "CPU" in node["Resources"] for node in nodes)
     actors = options.actors or (int(gpus / each) if each else max(1, machines))
-    if not actors or actors * each > gpus:
+    grows = is_joined() and options.actors is not None  # where there is an autoscaler
+    if not actors or (actors * each > gpus and not grows):
         raise BulkError(f"there are {gpus:g} GPUs, and {max(1, actors)} x {each:g} are asked for")
     return actors, each
 

@@ -348,7 +348,9 @@ def gave_up(error: BaseException) -> BulkError:
 
 
 def silence() -> None:
-    """Let libraries' warnings go nowhere, in a process of Ray's: they may quote addresses."""
+    """Let libraries' warnings go nowhere, for they may quote addresses; ours go to Ray's log."""
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(logging.NullHandler())
+        for name in ("app", "model"):
+            logging.getLogger(name).addHandler(logging.StreamHandler())
