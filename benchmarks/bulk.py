@@ -14,7 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from benchmarks.load import synthetic
 
@@ -30,7 +34,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ray", action="store_true", help="the two engines, and their ratio")
+    parser.add_argument("--ray", action="store_true", help="the two engines, and their rows")
     chosen = parser.parse_args()
     commands = ("bulk", "bulk --engine ray") if chosen.ray else ("detect", "bulk")
     rates: dict[str, list[float]] = {command: [] for command in commands}
@@ -44,6 +48,8 @@ def main() -> None:
                 to = ("--to", f"{folder}/{command}-{number}", "--part-rows", str(_FIRST))
                 arguments = to if command.startswith("bulk") else ()
                 rates[command].append(rate(*command.split(), str(album), *arguments))
+        if chosen.ray:
+            compare(album, [f"{folder}/{command}-0" for command in commands], f"{folder}/killed")
     print("| command | images/s, median | least | most |\n|---|---|---|---|")
     for command, laps in rates.items():
         median = statistics.median(laps)
@@ -51,6 +57,38 @@ def main() -> None:
     if chosen.ray:
         ratios = [ray / local for local, ray in zip(*rates.values(), strict=True)]
         print(f"ray / local: {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+
+
+def compare(album: Path, outs: Sequence[str], killed: str) -> None:
+    """Hold the rows of several runs against each other, one of them killed at a third.
+
+    Args:
+        album: what was scored.
+        outs: folders of parts of whole runs.
+        killed: one to be made, by Ray.
+    """
+    arguments = [*_NSNET, "bulk", str(album), "--engine", "ray", "--to", killed]
+    arguments += ["--part-rows", str(_FIRST)]
+    least = len(list(album.iterdir())) // _FIRST // 3
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(Path(killed).glob("part-*"))) < least:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first, *others = [_rows(out) for out in (*outs, killed)]
+    for out, rows in zip((*outs[1:], killed), others, strict=True):
+        same = [a | {"score": 0} for a in first] == [a | {"score": 0} for a in rows]
+        pairs = zip(first, rows, strict=False)
+        furthest = max(abs((a["score"] or 0) - (b["score"] or 0)) for a, b in pairs)
+        print(f"{Path(out).name}: {len(rows)} rows, {'the same' if same else 'OTHERS'}; ", end="")
+        print(f"scores differ by {furthest:.1e} at most")
+
+
+def _rows(out: str) -> list[dict[str, Any]]:
+    parts = sorted(str(path) for path in Path(out).glob("part-*.parquet"))
+    rows: list[dict[str, Any]] = pq.ParquetDataset(parts).read().to_pylist()
+    return rows
 
 
 def rate(*arguments: str) -> float:
