@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,9 @@ class Scoring:
         model = model_of(self._scorer.detector.about)
         if isinstance(opened, ApiError):
             return model, opened
+        # Not after this one: were it the image that did it, it would be asked of another replica.
+        if not self._scorer.alive:
+            _end("the device does not answer any more")
         self._scorer.expect(1)
         try:
             return model, await self._scorer.make(lambda: opened, identifier, explain=explain)
@@ -186,6 +190,17 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Ray's proxies hand requests to."""
         return OneRequestId(create_app(self._settings, self._fleet))
+
+
+def _end(reason: str) -> None:
+    """End this replica at once: what it has is asked of others, and Ray starts another.
+
+    Failing at once, it would be the one with the least to do, and get most of what comes until its
+    health has been checked three times.
+    """
+    log.error("this replica ends: %s", reason)
+    logging.shutdown()
+    os._exit(1)
 
 
 def _read(settings: Settings | None) -> Settings:

@@ -144,8 +144,24 @@ def test_a_scorer_scores_what_comes_at_once_in_one_batch() -> None:
         assert await scoring(error, "id", False) == (model_of(fake.about), error)
         assert await scoring.about() == fake.about
         scoring.check_health()
+
+    asyncio.run(run())
+
+
+def test_a_scorer_whose_device_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers would be errors, and quick ones: most of what comes would go there."""
+    fake, ended = FakeDetector(), list[int]()
+    monkeypatch.setattr("os._exit", ended.append)
+
+    async def run() -> None:
+        scoring = Scoring(Settings(torch_threads=1, allow_anonymous=True), lambda _: fake)
+        await scoring(picture(POISON), "id", False)
+        assert not ended
         fake.broken = True
-        await scoring(picture(99), "id", False)
+        await scoring(picture(100), "id", False)
+        await asyncio.to_thread(eventually, lambda: not scoring._scorer.alive)
+        await scoring(picture(101), "id", False)
+        assert ended
         with pytest.raises(RuntimeError):
             scoring.check_health()
 
