@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import logging
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -35,6 +37,11 @@ def fleet(about: About, decoding: Handle, scoring: Handle) -> BackendFactory:
         scoring: of `serve.Scoring`.
     """
     return lambda _, metrics: FleetBackend(about, decoding, scoring, metrics)
+
+
+def model_of(about: About) -> tuple[str, str, str]:
+    """What scores depend on: verdicts are taken elsewhere, by the cuts of one such model."""
+    return about.sha256, about.backbone_sha256, about.canvases
 
 
 class FleetBackend:
@@ -83,15 +90,18 @@ class FleetBackend:
         return outcome
 
     async def _once(self, data: bytes, identifier: str, explain: bool) -> Outcome:
-        opened = self._decoding.remote(data, self.about.min_side, identifier)
-        scored = self._scoring.remote(opened, identifier, explain)
+        opened = _apart(self._decoding, data, self.about.min_side, identifier)
+        scored = _apart(self._scoring, opened, identifier, explain)
         try:
-            sha256, outcome = await scored
+            model, outcome = await scored
         except asyncio.CancelledError:
-            scored.cancel()  # type: ignore[no-untyped-call]
-            opened.cancel()  # type: ignore[no-untyped-call]
+            scored.cancel()
+            opened.cancel()
             raise
-        if sha256 != self.about.sha256:
+        if model != model_of(self.about):
+            log.warning(
+                "a scorer has another checkpoint, tower or canvases than this ingress knows"
+            )
             return ApiError("overloaded", "Another model is being rolled out.", retry_after=5)
         answer: Outcome = outcome
         return answer
@@ -103,6 +113,14 @@ class FleetBackend:
             for name, milliseconds in result.timings:
                 stage = "forward" if name == "inference" else name
                 self._stage.labels(stage).observe(milliseconds / 1000)
+
+
+def _apart(handle: Handle, *given: Any) -> Any:
+    """Ask, on behalf of no request.
+
+    Ray cancels what was asked on behalf of one whose client leaves, though others may share it.
+    """
+    return contextvars.Context().run(functools.partial(handle.remote, *given))
 
 
 def _gone() -> ApiError:

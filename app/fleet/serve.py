@@ -6,8 +6,9 @@ scorer through Ray's object store. `deploy/ray` has what it is deployed with.
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import logging
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from app.backend import Outcome
 from app.decoding.opening import open_upload
 from app.decoding.pool import Opened
 from app.errors import ApiError
-from app.fleet.backend import Handle, fleet
+from app.fleet.backend import Handle, fleet, model_of
 from app.fleet.front import OneRequestId
 from app.intake.uploads import Upload
 from app.local import Loader, load_detector, load_warm, make_decoders
@@ -28,6 +29,7 @@ from app.main import create_app
 from app.metrics import Metrics
 from app.scoring import Scorer
 from app.settings import Settings, load_settings
+from app.workers import Workers
 
 if TYPE_CHECKING:  # torch comes with it
     from model.detector import About
@@ -118,6 +120,8 @@ class Decoding:
 
     def __init__(self, settings: Settings | None) -> None:
         self._settings = _read(settings).model_copy(update={"decode_workers": 1})
+        # What nobody waits for any more leaves its queue: the client may have sent many.
+        self._threads = Workers("decode", 1, self._settings.stuck_after_s)
         self._decoders = make_decoders(self._settings, Metrics())
         self._decoders.start()
         self._decoders.check()
@@ -132,16 +136,21 @@ class Decoding:
         """
         upload = Upload()
         upload.add(data)
-        return await asyncio.to_thread(
-            open_upload, self._decoders, upload, self._settings, min_side, identifier
+        return await self._threads.run(
+            functools.partial(
+                open_upload, self._decoders, upload, self._settings, min_side, identifier
+            )
         )
 
     def check_health(self) -> None:
         """Ray replaces this replica where it raises."""
+        if not self._threads.alive:
+            raise RuntimeError("a decoder does not answer")
         if not self._decoders.alive:
             self._decoders.check()
 
     def __del__(self) -> None:
+        self._threads.stop()
         self._decoders.stop()
 
 
@@ -155,28 +164,32 @@ class Scoring:
 
     def __init__(self, settings: Settings | None, load: Loader) -> None:
         settings = _read(settings)
-        if settings.torch_threads is None:  # the machine's cores are not all its own
-            cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-            settings = settings.model_copy(update={"torch_threads": max(1, int(cores))})
+        if not settings.torch_threads:  # the machine's cores are not all its own
+            context: Any = ray.get_runtime_context()
+            cores = int(context.get_assigned_resources().get("CPU", 1))
+            settings = settings.model_copy(update={"torch_threads": max(1, cores)})
         self._scorer = Scorer(load_warm(settings, load), settings, Metrics())
         self._scorer.start()
 
     async def __call__(
         self, opened: Opened | ApiError, identifier: str, explain: bool
-    ) -> tuple[str, Outcome]:
-        """Score a picture; with the sha256 of what has scored it.
+    ) -> tuple[tuple[str, str, str], Outcome]:
+        """Score a picture; with what has scored it, see `model_of`.
 
         Args:
             opened: by `Decoding`.
             identifier: of the request, for the log.
             explain: whether the score is to come with evidence.
         """
-        sha256 = self._scorer.detector.about.sha256
+        model = model_of(self._scorer.detector.about)
         if isinstance(opened, ApiError):
-            return sha256, opened
+            return model, opened
+        # Not after this one: were it the image that did it, it would be asked of another replica.
+        if not self._scorer.alive:
+            _end("the device does not answer any more")
         self._scorer.expect(1)
         try:
-            return sha256, await self._scorer.make(lambda: opened, identifier, explain=explain)
+            return model, await self._scorer.make(lambda: opened, identifier, explain=explain)
         finally:
             self._scorer.expect(-1)
 
@@ -216,6 +229,17 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Ray's proxies hand requests to."""
         return OneRequestId(create_app(self._settings, self._fleet))
+
+
+def _end(reason: str) -> None:
+    """End this replica at once: what it has is asked of others, and Ray starts another.
+
+    Failing at once, it would be the one with the least to do, and get most of what comes until its
+    health has been checked three times.
+    """
+    log.error("this replica ends: %s", reason)
+    logging.shutdown()
+    os._exit(1)
 
 
 def _read(settings: Settings | None) -> Settings:

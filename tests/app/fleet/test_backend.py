@@ -1,6 +1,8 @@
 """An ingress's backend, before replicas that fail in every way."""
 
 import asyncio
+import contextvars
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ from ray.serve.exceptions import BackPressureError
 
 from app.backend import Outcome, Result
 from app.errors import ApiError
-from app.fleet.backend import FleetBackend
+from app.fleet.backend import FleetBackend, model_of
 from app.intake.uploads import Upload
 from app.metrics import Metrics
 from app.results import Passing
@@ -21,6 +23,7 @@ from tests.fakes import FakeDetector
 from tests.server.conftest import eventually
 
 ABOUT = FakeDetector.about
+MODEL = model_of(ABOUT)
 RESULT = Result(
     Facts("JPEG", 80, 70, ()),
     None,
@@ -45,6 +48,9 @@ class Response:
         self.cancelled = True
 
 
+REQUEST = contextvars.ContextVar("REQUEST", default="none")
+
+
 class Replicas:
     """A handle; what it is asked is answered by the next of these."""
 
@@ -52,9 +58,11 @@ class Replicas:
         self._answers = list(answers)
         self.asked: list[tuple[Any, ...]] = []
         self.responses: list[Response] = []
+        self.requests: list[str] = []
 
     def remote(self, *given: Any) -> Response:
         self.asked.append(given)
+        self.requests.append(REQUEST.get())
         self.responses.append(Response(self._answers.pop(0)))
         return self.responses[-1]
 
@@ -86,7 +94,7 @@ def made(one: FleetBackend) -> Outcome:
 
 
 def test_the_picture_goes_from_decoder_to_scorer_and_stages_are_counted_here() -> None:
-    decoding, scoring = Replicas(gives(None)), Replicas(gives((ABOUT.sha256, Passing(RESULT))))
+    decoding, scoring = Replicas(gives(None)), Replicas(gives((MODEL, Passing(RESULT))))
     metrics = Metrics()
     assert made(backend(decoding, scoring, metrics)) == Passing(RESULT)
     assert decoding.asked == [(b"a file", ABOUT.min_side, "id")]
@@ -97,8 +105,19 @@ def test_the_picture_goes_from_decoder_to_scorer_and_stages_are_counted_here() -
         assert f'nsnet_stage_duration_seconds_sum{{stage="{stage}"}} {seconds}' in text
 
 
+def test_replicas_are_asked_on_behalf_of_no_request() -> None:
+    """Or Ray would cancel, with the first client who leaves, what others wait for too."""
+    decoding, scoring = Replicas(gives(None)), Replicas(gives((MODEL, RESULT)))
+    token = REQUEST.set("a client's")
+    try:
+        assert made(backend(decoding, scoring)) == RESULT
+    finally:
+        REQUEST.reset(token)
+    assert [*decoding.requests, *scoring.requests] == ["none", "none"]
+
+
 def test_what_a_replica_had_is_asked_of_another() -> None:
-    scoring = Replicas(fails(ActorDiedError()), gives((ABOUT.sha256, RESULT)))
+    scoring = Replicas(fails(ActorDiedError()), gives((MODEL, RESULT)))
     assert made(backend(Replicas(gives(None), gives(None)), scoring)) == RESULT
 
 
@@ -120,8 +139,12 @@ def test_a_bug_is_no_reason_to_ask_again(caplog: pytest.LogCaptureFixture) -> No
     assert "hidden" not in caplog.text
 
 
-def test_no_verdict_is_taken_by_another_models_cuts() -> None:
-    refused = made(backend(Replicas(gives(None)), Replicas(gives(("0" * 64, RESULT)))))
+@pytest.mark.parametrize(
+    "other", [{"sha256": "0" * 64}, {"backbone_sha256": "1" * 64}, {"canvases": "all"}]
+)
+def test_no_verdict_is_taken_by_another_models_cuts(other: dict[str, Any]) -> None:
+    model = model_of(dataclasses.replace(ABOUT, **other))
+    refused = made(backend(Replicas(gives(None)), Replicas(gives((model, RESULT)))))
     assert isinstance(refused, ApiError)
     assert refused.code == "overloaded"
 

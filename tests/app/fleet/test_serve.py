@@ -4,6 +4,7 @@ import asyncio
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 from app.backend import Result
 from app.decoding.pool import Opened
 from app.errors import ApiError
+from app.fleet.backend import model_of
 from app.fleet.serve import _INNER, Decoding, Ingress, Scoring, _without_doors, application, build
 from app.settings import Settings, SettingsError
 from model.detector import Score
@@ -22,7 +24,7 @@ from model.images import Facts, Picture
 from model.verdicts import Reason
 from tests.fakes import POISON, FakeDetector, load_fake
 from tests.images import jpeg
-from tests.server.conftest import ROOT
+from tests.server.conftest import ROOT, eventually
 from tests.server.test_detect import grey
 
 SETTINGS = Settings(allow_anonymous=True)
@@ -47,6 +49,75 @@ def test_a_decoder_answers_also_what_is_wrong() -> None:
     asyncio.run(run())
 
 
+def test_files_that_nobody_waits_for_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may send many that are expensive, and leave."""
+    begun, going_on = list[str](), threading.Event()
+
+    def opening(*given: Any) -> ApiError:
+        begun.append(given[-1])
+        going_on.wait(20)
+        return ApiError("corrupt_image", "Damaged.")
+
+    monkeypatch.setattr("app.fleet.serve.open_upload", opening)
+
+    async def run() -> None:
+        decoding = Decoding(SETTINGS)
+        asked = [asyncio.create_task(decoding(b"", 64, str(n))) for n in range(5)]
+        await asyncio.to_thread(eventually, lambda: begun)
+        for task in asked[1:4]:
+            task.cancel()
+        await asyncio.wait(asked[1:4])
+        going_on.set()
+        await asyncio.gather(asked[0], asked[4])
+
+    asyncio.run(run())
+    assert begun == ["0", "4"]
+
+
+def test_a_decoder_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, going_on = threading.Event(), threading.Event()
+
+    def hang(*_: Any) -> None:
+        entered.set()
+        going_on.wait(20)
+
+    monkeypatch.setattr("app.fleet.serve.open_upload", hang)
+
+    async def run() -> None:
+        decoding = Decoding(SETTINGS)
+        asked = asyncio.create_task(decoding(b"", 64, "id"))
+        await asyncio.to_thread(entered.wait, 20)
+        decoding.check_health()
+        decoding._threads._stuck_after_s = 0.0
+        with pytest.raises(RuntimeError):
+            decoding.check_health()
+        going_on.set()
+        await asked
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("given", "threads"), [(0, 3), (1, 1)])
+def test_a_scorer_has_threads_for_its_own_cores_alone(
+    monkeypatch: pytest.MonkeyPatch, given: int, threads: int
+) -> None:
+    """There may be many of them on a machine."""
+
+    class Context:
+        def get_assigned_resources(self) -> dict[str, float]:
+            return {"CPU": 3.5}
+
+    monkeypatch.setattr("ray.get_runtime_context", Context)
+    asked = []
+
+    def load(settings: Settings) -> FakeDetector:
+        asked.append(settings.threads())
+        return FakeDetector()
+
+    Scoring(Settings(allow_anonymous=True, torch_threads=given), load)
+    assert asked == [threads]
+
+
 def picture(value: int) -> Opened:
     pixels = np.full((70, 80, 3), value, np.uint8)
     return Opened(Picture(pixels, Facts("PNG", 80, 70, ())), None, took_s=0.25)
@@ -60,8 +131,8 @@ def test_a_scorer_scores_what_comes_at_once_in_one_batch() -> None:
             Settings(max_wait_ms=1000, torch_threads=1, allow_anonymous=True), lambda _: fake
         )
         answers = await asyncio.gather(*(scoring(picture(v), "id", False) for v in (100, 101, 102)))
-        for (sha256, outcome), value in zip(answers, (100, 101, 102), strict=True):
-            assert sha256 == fake.about.sha256
+        for (model, outcome), value in zip(answers, (100, 101, 102), strict=True):
+            assert model == model_of(fake.about)
             assert isinstance(outcome, Result)
             assert outcome.score.value == pytest.approx(value / 255)
             assert outcome.timings.decode == 250
@@ -70,11 +141,27 @@ def test_a_scorer_scores_what_comes_at_once_in_one_batch() -> None:
         assert isinstance(poisoned, ApiError)
         assert poisoned.code == "inference_failed"
         error = ApiError("corrupt_image", "Damaged.")
-        assert await scoring(error, "id", False) == (fake.about.sha256, error)
+        assert await scoring(error, "id", False) == (model_of(fake.about), error)
         assert await scoring.about() == fake.about
         scoring.check_health()
+
+    asyncio.run(run())
+
+
+def test_a_scorer_whose_device_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers would be errors, and quick ones: most of what comes would go there."""
+    fake, ended = FakeDetector(), list[int]()
+    monkeypatch.setattr("os._exit", ended.append)
+
+    async def run() -> None:
+        scoring = Scoring(Settings(torch_threads=1, allow_anonymous=True), lambda _: fake)
+        await scoring(picture(POISON), "id", False)
+        assert not ended
         fake.broken = True
-        await scoring(picture(99), "id", False)
+        await scoring(picture(100), "id", False)
+        await asyncio.to_thread(eventually, lambda: not scoring._scorer.alive)
+        await scoring(picture(101), "id", False)
+        assert ended
         with pytest.raises(RuntimeError):
             scoring.check_health()
 
