@@ -79,9 +79,9 @@ class FleetBackend:
         for _ in range(_TRIES):
             try:
                 outcome = await self._once(data, identifier, explain)
-            except RayTaskError as error:  # a bug
-                return unexpected(log, error, identifier)
             except (RayError, RayServeException) as error:
+                if _is_bug(error):
+                    return unexpected(log, error, identifier)
                 log.warning("a replica gave no answer: %s", type(error).__name__)
                 outcome = _gone()
             else:
@@ -121,6 +121,11 @@ def _apart(handle: Handle, *given: Any) -> Any:
     Ray cancels what was asked on behalf of one whose client leaves, though others may share it.
     """
     return contextvars.Context().run(functools.partial(handle.remote, *given))
+
+
+def _is_bug(error: Exception) -> bool:
+    """Whether our own code failed in a replica, and not Ray or its memory around it."""
+    return isinstance(error, RayTaskError) and not isinstance(error.cause, RayError | MemoryError)
 
 
 def _gone() -> ApiError:

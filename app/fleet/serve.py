@@ -64,6 +64,8 @@ def build(_: dict[str, str]) -> serve.Application:
     return application()
 
 
+_DRAIN_S = 75.0  # above twice the deadline: of a replica that is not needed, no request is cut off
+
 # What decoders and scorers go by; keys, and all else of the doors, are the ingresses' alone.
 _INNER = frozenset(
     {
@@ -106,7 +108,12 @@ def _deployment(
     replica: type, name: str, most: int, options: Mapping[str, Any] | None
 ) -> serve.Deployment:
     """Replicas of a class, each with so many requests at most."""
-    chosen: dict[str, Any] = {"name": name, "max_ongoing_requests": most, **(options or {})}
+    chosen: dict[str, Any] = {
+        "name": name,
+        "max_ongoing_requests": most,
+        "graceful_shutdown_timeout_s": _DRAIN_S,
+        **(options or {}),
+    }
     deployment: serve.Deployment = serve.deployment(**chosen)(replica)
     return deployment
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ObjectStoreFullError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from app.backend import Outcome, Result
@@ -127,6 +127,13 @@ def test_where_none_can_take_it_the_client_may_come_again(error: Exception) -> N
     refused = made(backend(Replicas(gives(None), gives(None)), scoring))
     assert isinstance(refused, ApiError)
     assert (refused.code, refused.headers["Retry-After"]) == ("overloaded", "5")
+
+
+@pytest.mark.parametrize("cause", [ObjectStoreFullError(), MemoryError()])
+def test_no_memory_around_our_code_is_no_bug_of_it(cause: Exception) -> None:
+    error = RayTaskError("score", "", cause)  # type: ignore[no-untyped-call]
+    scoring = Replicas(fails(error), gives((MODEL, RESULT)))
+    assert made(backend(Replicas(gives(None), gives(None)), scoring)) == RESULT
 
 
 def test_a_bug_is_no_reason_to_ask_again(caplog: pytest.LogCaptureFixture) -> None:
