@@ -26,7 +26,7 @@ def set_up_logs(settings: Settings) -> None:
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
                 structlog.stdlib.ExtraAdder(),
-                _without_colors,
+                _without_others,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
             ],
             processors=[
@@ -52,6 +52,7 @@ def _text() -> list[structlog.typing.Processor]:
     ]
 
 
-def _without_colors(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+def _without_others(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     event.pop("color_message", None)  # uvicorn's second spelling of the same
+    event.pop("_ray_timestamp_ns", None)  # in every record, once Ray is imported
     return event
