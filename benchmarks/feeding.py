@@ -4,8 +4,9 @@
 
 HTTP, decoding, queue and batches are the real ones. What a GPU would do is replaced: its forward by
 a sleep of so many milliseconds a canvas, of which every image has ten; the views that it would cut
-by blank ones, unless they are cut here. What the sleeping device does alone, in batches, is what a
-host without end could reach: each way of serving it is a share of that. Clients share the cores.
+by the same ones for all, unless they are cut here. What the sleeping device does alone, in batches,
+is what a host without end could reach: each way of serving it is a share of that. Clients share the
+cores.
 
 `one` and `fleet` serve it, for this program and for you.
 """
@@ -69,20 +70,21 @@ class Sleeping(Engine):
 
 
 class SleepingDetector(Detector):
-    """Its device sleeps; it cuts views, or has the same blank ones of every picture."""
+    """Its device sleeps; it cuts views, or has the same ones of every picture."""
 
     def __init__(self, settings: Settings) -> None:
         stored = read_checkpoint(settings.checkpoint or DEFAULT_CHECKPOINT)
         engine = Sleeping(float(os.environ[_SLEEP_MS]))
         network = cast(NSNet, engine)
         super().__init__(network, engine, stored, Runtime.resolve("cpu"), "all")
-        self._blank: Look | None = None
+        self._same: Look | None = None
         if os.environ[_CUTS] == "0":
-            self._blank = self.look(np.zeros((512, 512, 3), np.uint8))
+            noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+            self._same = self.look(noise)  # with as many views as there can be
 
     def look(self, pixels: NDArray[np.uint8], *, explain: bool = False) -> Look:
         """See `Detector`."""
-        return self._blank or super().look(pixels, explain=explain)
+        return self._same or super().look(pixels, explain=explain)
 
 
 def main() -> None:
