@@ -149,6 +149,9 @@ class Decoding:
             )
         )
 
+    async def ready(self) -> None:
+        """Nothing: whoever asks knows the way."""
+
     def check_health(self) -> None:
         """Ray replaces this replica where it raises."""
         if not self._threads.alive:
@@ -231,6 +234,7 @@ class Ingress:
         self._settings = _read(settings)
         self._settings.check_access(anywhere=True)  # Ray's proxies listen where they like
         about = await scoring.about.remote()
+        await decoding.ready.remote()  # or the first request would wait until it is found
         self._fleet = fleet(about, decoding, scoring)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -16,7 +16,7 @@ from app.settings import Settings
 from tests.fakes import SLOW, load_fake
 from tests.images import encoded
 from tests.server.conftest import eventually
-from tests.server.fleet import cluster
+from tests.server.fleet import cluster, shut_down
 from tests.server.test_detect import grey
 
 SHARED = Path("/dev/shm")  # noqa: S108
@@ -48,8 +48,9 @@ def url() -> Iterator[str]:
             scoring={"autoscaling_config": scaling},
         )
     )
+    eventually(lambda: len(asked(address, 2, lambda number: grey(100 + number))) > 20, 120)
     yield address
-    serve.delete("default")
+    shut_down()
 
 
 def started(title: str) -> list[psutil.Process]:

@@ -89,3 +89,14 @@ def cluster() -> str:
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     return f"http://127.0.0.1:{port}"
+
+
+def shut_down() -> None:
+    """End the cluster: other tests have one of their own."""
+    import ray
+    from ray import serve
+
+    serve.shutdown()
+    ray.shutdown()
+    _deployed.cache_clear()
+    cluster.cache_clear()

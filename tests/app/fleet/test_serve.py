@@ -177,6 +177,8 @@ def test_without_keys_or_consent_it_does_not_start() -> None:
             def about(self) -> "Handle":
                 return self
 
+            ready = about
+
             async def remote(self) -> Any:
                 return FakeDetector.about
 
