@@ -96,7 +96,7 @@ def shut_down() -> None:
     import ray
     from ray import serve
 
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
     _deployed.cache_clear()
     cluster.cache_clear()
