@@ -94,7 +94,7 @@ def test_a_replica_that_is_killed_costs_no_request(url: str, name: str) -> None:
         replicas(name)[0].kill()
 
     if name == "scoring":  # there has to be another
-        asked(url, 6, lambda _: grey(SLOW))
+        asked(url, 8, lambda number: grey(SLOW, (80, 70 + number)))  # others' would be shared
         eventually(lambda: len(replicas(name)) >= 2, 120)
     killer = threading.Thread(target=kill)
     killer.start()
@@ -162,12 +162,12 @@ def _raylet() -> str:
 def test_scorers_become_more_while_images_wait(url: str) -> None:
     stop = threading.Event()
 
-    def ask() -> None:
+    def ask(number: int) -> None:
         with httpx.Client(base_url=url, timeout=60) as client:
             while not stop.is_set():
-                client.post("/detect", files={"file": grey(SLOW)})
+                client.post("/detect", files={"file": grey(SLOW, (80, 70 + number))})
 
-    clients = [threading.Thread(target=ask) for _ in range(12)]
+    clients = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
     for one in clients:
         one.start()
     try:
