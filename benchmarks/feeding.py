@@ -3,8 +3,8 @@
     python benchmarks/feeding.py [--sleep-ms 0.1] [--side 512] [--clients 16] [--seconds 15]
 
 HTTP, decoding, queue and batches are the real ones. What a GPU would do is replaced: its forward by
-a sleep of so many milliseconds a canvas, of which every image has ten; the views that it would cut
-by the same ones for all, unless they are cut here. What the sleeping device does alone, in batches,
+a sleep of so many milliseconds a canvas; the views that it would cut by the same ones for all,
+unless they are cut here. What the sleeping device does alone, in batches,
 is what a host without end could reach: each way of serving it is a share of that. Clients share the
 cores.
 
