@@ -102,18 +102,12 @@ def _highest(windows: list[Answer]) -> str:
 @contextlib.contextmanager
 def _scorer(chosen: "Settings", *, explain: bool) -> Iterator[Callable[[str], Answer]]:
     """What scores one image after another; whatever is wrong with one, the next has its turn."""
-    from app.decoding.pool import Decoders
     from app.evidence import write_evidence
-    from app.local import load_detector
+    from app.local import load_detector, make_decoders
+    from app.metrics import Metrics
     from model.errors import ImageError
 
-    decoders = Decoders(
-        1,
-        cpu_s=chosen.decode_cpu_s,
-        wall_s=chosen.deadline_s,
-        replaced=lambda _: None,
-        trust_anchors=chosen.anchors(),
-    )
+    decoders = make_decoders(chosen.model_copy(update={"decode_workers": 1}), Metrics())
     decoders.start()
     try:
         detector = load_detector(chosen)
