@@ -7,21 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from model.tower.sources import fetch
 from tests.app.bulk.test_shards import shard
-from tests.e2e.test_bulk import ended, parts, rows, started
+from tests.e2e.test_bulk import ended, parts, rows, started, tower
 from tests.images import jpeg
+
+__all__ = ["tower"]  # a fixture
 
 COUNT = 200
 PART = 20
 
 # A cluster takes its time to start, and where others use the cores, a long one.
 pytestmark = [pytest.mark.backbone, pytest.mark.process, pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tower() -> None:
-    fetch()
 
 
 @pytest.fixture

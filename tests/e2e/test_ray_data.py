@@ -20,7 +20,7 @@ from PIL import Image
 
 from app.bulk import cluster, ray_data
 from app.bulk.cluster import SHM
-from app.bulk.pipeline import Done, run_bulk
+from app.bulk.pipeline import Done
 from app.bulk.ray_data import RayOptions, _list, _Pace, ray_engine
 from app.bulk.sources import Sources
 from app.bulk.stages import FILES
@@ -58,14 +58,8 @@ def ray_run(
     settings: Settings = SETTINGS,
     options: RayOptions | None = None,
 ) -> Done:
-    return run_bulk(
-        Sources([*map(str, names)]),
-        str(out),
-        settings,
-        part_rows=part_rows,
-        told=told,
-        factory=ray_engine(options, load),
-    )
+    engine = ray_engine(options, load)
+    return run(out, *names, told=told, part_rows=part_rows, settings=settings, factory=engine)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.images import jpeg
-from tests.server.conftest import ROOT, Process, eventually
+from tests.server.conftest import ROOT, Process, eventually, free_ports
 from tests.server.test_errors import numbered, problem
 from tests.server.test_inference import INFER, as_json, error
 
@@ -42,15 +42,6 @@ http {{
     include {folder}/nsnet.conf;
 }}
 """
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that a server can be started on, and started on again."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 @pytest.fixture

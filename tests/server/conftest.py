@@ -81,9 +81,13 @@ def pytest_configure(config: pytest.Config) -> None:
     _ON_FLEET = bool(config.getoption("--fleet", default=False))
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
+def free_ports(number: int) -> list[int]:
+    """Ports that a server can be started on, and started on again."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ def cluster() -> str:
     import ray
     from ray import serve
 
-    from tests.server.conftest import free_port
+    from tests.server.conftest import free_ports
 
     # The driver's own prints of the workers' logs would drown the report.
     ray.init(
@@ -86,7 +86,7 @@ def cluster() -> str:
         object_store_memory=300 << 20,
         object_spilling_directory=tempfile.mkdtemp("", "ray-overflow-", "/dev/shm"),
     )
-    port = free_port()
+    [port] = free_ports(1)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     return f"http://127.0.0.1:{port}"
 

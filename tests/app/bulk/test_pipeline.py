@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from app.bulk import local
+from app.bulk.engine import EngineFactory
 from app.bulk.local import local_engine
 from app.bulk.pipeline import Done, run_bulk
 from app.bulk.sources import Sources
@@ -38,6 +39,7 @@ def run(
     told: Callable[[Done], object] = lambda _: None,
     part_rows: int = 4,
     settings: Settings = SETTINGS,
+    factory: EngineFactory | None = None,
 ) -> Done:
     return run_bulk(
         Sources([*map(str, names)]),
@@ -45,7 +47,7 @@ def run(
         settings,
         part_rows=part_rows,
         told=told,
-        factory=local_engine(lambda _: fake or FakeDetector()),
+        factory=factory or local_engine(lambda _: fake or FakeDetector()),
     )
 
 
