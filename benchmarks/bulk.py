@@ -15,14 +15,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.load import synthetic
+from benchmarks.load import synthetic, unlike
 
 _NSNET = (sys.executable, "-m", "cli.main")
+_KINDS = 64  # of pictures; no two files are the same
 _FIRST = 10
 _BURST_S = 0.5  # rows that come together were made before they came
 _PART = re.compile(r"(\d+) images, ")
@@ -41,7 +43,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         album = Path(folder, "album")
         album.mkdir()
-        for number, data in enumerate(synthetic(chosen.images, chosen.side)):
+        for number, data in enumerate(
+            islice(unlike(synthetic(_KINDS, chosen.side)), chosen.images)
+        ):
             (album / f"{number:05}.jpg").write_bytes(data)
         for number in range(chosen.rounds):
             for command in commands:

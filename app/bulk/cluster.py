@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import auto_init_hook
 
 from app.bulk.store import BulkError
 from app.settings import Settings
@@ -42,6 +43,9 @@ def cluster(settings: Settings, store_bytes: int | None = None) -> Iterator[None
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would tell its makers
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it writes between our lines
+    # Else a thread that is left behind starts another by what it asks, with a store on a disk. The
+    # variable for it, RAY_ENABLE_AUTO_CONNECT, is read where Ray is imported.
+    auto_init_hook.enable_auto_connect = False
     with ExitStack() as stack:
         if is_joined():
             where: dict[str, Any] = {"address": os.environ["RAY_ADDRESS"]}

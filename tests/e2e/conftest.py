@@ -19,8 +19,12 @@ def server() -> Iterator[Running]:
         yield one
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Chromium, closed before another file's tests.
+
+    Until then Playwright's event loop runs in this thread, and no other can.
+    """
     with sync_playwright() as playwright:
         found = shutil.which("chromium") or playwright.chromium.executable_path
         if not Path(found).exists():

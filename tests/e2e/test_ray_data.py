@@ -17,6 +17,7 @@ import ray
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 from PIL import Image
+from ray.exceptions import RaySystemError
 
 from app.bulk import cluster, ray_data
 from app.bulk.cluster import SHM
@@ -175,6 +176,17 @@ def slow(_: Settings) -> FakeDetector:
 
 def without_scores(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in row if name != "score"} for row in found]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_what_is_asked_after_it_starts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with cluster.cluster(SETTINGS, store_bytes=100 << 20):
+        assert ray.get(ray.put(1)) == 1
+    with pytest.raises(RaySystemError):
+        ray.put(1)
+    assert not ray.is_initialized()
 
 
 @pytest.mark.process

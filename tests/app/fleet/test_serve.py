@@ -127,9 +127,10 @@ def test_a_scorer_scores_what_comes_at_once_in_one_batch() -> None:
     fake = FakeDetector()
 
     async def run() -> None:
-        scoring = Scoring(
-            Settings(max_wait_ms=1000, torch_threads=1, allow_anonymous=True), lambda _: fake
-        )
+        settings = Settings(torch_threads=1, allow_anonymous=True)
+        # Longer than any machine takes: the batch waits for the three that it is told of.
+        settings = settings.model_copy(update={"max_wait_ms": 600_000})
+        scoring = Scoring(settings, lambda _: fake)
         answers = await asyncio.gather(*(scoring(picture(v), "id", False) for v in (100, 101, 102)))
         for (model, outcome), value in zip(answers, (100, 101, 102), strict=True):
             assert model == model_of(fake.about)
