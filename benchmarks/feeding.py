@@ -4,9 +4,8 @@
 
 HTTP, decoding, queue and batches are the real ones. What a GPU would do is replaced: its forward by
 a sleep of so many milliseconds a canvas; the views that it would cut by the same ones for all,
-unless they are cut here. What the sleeping device does alone, in batches,
-is what a host without end could reach: each way of serving it is a share of that. Clients share the
-cores.
+unless they are cut here. What the sleeping device does alone, in batches, is what a host without
+end could reach: each way of serving it is a share of that. Clients share the cores.
 
 `one` and `fleet` serve it, for this program and for you.
 """
@@ -157,7 +156,9 @@ def _serve_fleet(decoding: int, scoring: int) -> None:
     from app.fleet.serve import application
 
     settings = load_settings()
-    ray.init("local", num_cpus=64, include_dashboard=False, log_to_driver=False)
+    # Ray starts as many processes as there are CPUs; no more than replicas and ingress ask for.
+    cpus = 1 + decoding + scoring
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     try:
         ray_serve.start(
             http_options={"host": "127.0.0.1", "port": settings.port},
