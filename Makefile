@@ -21,7 +21,7 @@ serve: $(VENV)/.serve  ## install, fetch and verify the backbone, serve on :8000
 	$(BIN)/nsnet backbone fetch
 	$(BIN)/nsnet serve
 
-test: $(VENV)/.dev  ## run every test but those in a browser, and print the slowest ten
+test: $(VENV)/.dev  ## run every test but those of `make e2e`, and print the slowest ten
 	$(BIN)/nsnet backbone fetch
 	$(BIN)/pytest -n 2 --ignore tests/e2e    # processes: more only wait for the cores
 

@@ -53,7 +53,7 @@ def bulk(
     ] = None,
     gpus_per_actor: Annotated[
         float | None,
-        typer.Option(min=0, help="ray: of each detector, may be a fraction; 0: none is used"),
+        typer.Option(min=0, help="ray: of each detector, may be a fraction; 0: it runs on the CPU"),
     ] = None,
     part_rows: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="rows of a part: what a kill may cost")

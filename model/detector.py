@@ -55,14 +55,20 @@ class Detector:
     """
 
     def __init__(
-        self, model: NSNet, engine: Engine, checkpoint: Checkpoint, runtime: Runtime, canvases: str
+        self,
+        model: NSNet,
+        engine: Engine,
+        checkpoint: Checkpoint,
+        runtime: Runtime,
+        canvases: str,
+        tower_sha256: str | None = None,
     ) -> None:
         metadata = checkpoint.metadata
         self._model = model
         self._engine = engine
         self._plan = metadata.views
         self._rules = metadata.verdicts
-        self.about = About.of(checkpoint, engine, runtime, canvases)
+        self.about = About.of(checkpoint, engine, runtime, canvases, tower_sha256)
 
     @classmethod
     def load(
@@ -109,7 +115,7 @@ class Detector:
         engine = make_engine(runtime, model, stored.ranges)
         if engine.owns_weights:
             model.release_tower()
-        return cls(model, engine, stored, runtime, canvases)
+        return cls(model, engine, stored, runtime, canvases, tower.sha256)
 
     def warm_up(self, images: Sequence[int]) -> None:
         """Run blank batches of so many images, so that the first request pays for nothing."""

@@ -31,6 +31,7 @@ class About:
         sha256: of the checkpoint's file.
         backbone: the tower, as the checkpoint knows it.
         backbone_sha256: likewise, see `sources.tensor_digest`.
+        tower_sha256: of the tower that is loaded; another copy's scores differ a little.
         device: where it runs.
         engine: what runs the tower.
         precision: what the tower's products multiply in.
@@ -49,6 +50,7 @@ class About:
     sha256: str
     backbone: str
     backbone_sha256: str
+    tower_sha256: str
     device: str
     engine: str
     precision: str
@@ -61,9 +63,21 @@ class About:
     cuts: Sequence[Cut]
     evaluation: Mapping[str, Any]
 
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What scores depend on, but for rounding: checkpoint, tower, and how much is looked at."""
+        return self.sha256, self.tower_sha256, self.canvases
+
     @classmethod
-    def of(cls, checkpoint: Checkpoint, engine: Engine, runtime: Runtime, canvases: str) -> Self:
-        """Gather it."""
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        engine: Engine,
+        runtime: Runtime,
+        canvases: str,
+        tower_sha256: str | None = None,
+    ) -> Self:
+        """Gather it; without a digest of the tower, it is the one that the checkpoint names."""
         metadata = checkpoint.metadata
         return cls(
             name=metadata.name,
@@ -71,6 +85,7 @@ class About:
             sha256=checkpoint.sha256,
             backbone=metadata.network.backbone,
             backbone_sha256=metadata.backbone_sha256,
+            tower_sha256=tower_sha256 or metadata.backbone_sha256,
             device=str(runtime.device),
             engine=engine.name,
             precision=engine.precision,

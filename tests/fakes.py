@@ -85,6 +85,7 @@ class FakeDetector:
         sha256="f" * 64,
         backbone="none",
         backbone_sha256="0" * 64,
+        tower_sha256="0" * 64,
         device="cpu",
         engine="fake",
         precision="float",

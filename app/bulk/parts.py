@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
     ]
 )
 _KEY = b"nsnet"  # of what a part says of itself, in its Parquet metadata
+_LATER = "tower"  # parts of 0.7.0 do not say which
 _NAME = re.compile(r"part-\d{10}-\d{10}\.parquet")
 _READERS = 16  # parts that are looked into at once: a distant store answers slowly
 
@@ -153,17 +154,17 @@ class Parts:
             with self._fs.open(path, "rb") as file:
                 metadata = pq.read_metadata(file)
             about = json.loads(metadata.metadata[_KEY])
-            run = {name: about[name] for name in self._run}
+            run = {name: about[name] for name in self._run if name in about or name != _LATER}
             span = Span(Place(*about["start"]), Place(*about["stop"]), str(about["listed"]))
             _check(span, metadata.num_rows == about["rows"], posixpath.basename(path))
         except Exception as error:  # noqa: BLE001  (whatever it is, it is no part)
             kind = type(error).__name__
             raise BulkError(f"{where} is no part of such a run: {kind}") from None
-        for name, value in self._run.items():
-            if run[name] != value:
+        for name, value in run.items():
+            if self._run[name] != value:
                 raise BulkError(
                     f"{self._shown} was begun with other {name} "
-                    f"({run[name]}, now {value}): give another --to"
+                    f"({value}, now {self._run[name]}): give another --to"
                 )
         return span
 

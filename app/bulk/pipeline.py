@@ -78,6 +78,7 @@ def run_bulk(
             run={
                 "sources": sources.digest,
                 "model": about.sha256,
+                "tower": about.tower_sha256,
                 "canvases": about.canvases,
                 "provenance": "read" if settings.provenance else "not read",
                 "limits": json.dumps(asdict(settings.limits(about.min_side))),

@@ -90,8 +90,8 @@ class RayEngine:
 
     def __init__(self, settings: Settings, options: RayOptions, load: Loader) -> None:
         self._actors, self._gpus = _pool(settings, options)
-        if self._gpus and settings.device != "cpu":  # which one, Ray says
-            settings = settings.model_copy(update={"device": "cuda"})
+        device = _device(settings, options, self._gpus)
+        settings = settings.model_copy(update={"device": device})
         self._settings = settings
         self._load = load
         asking = ray.remote(num_cpus=0, num_gpus=self._gpus, max_calls=1)(_about)
@@ -179,6 +179,13 @@ def _pool(settings: Settings, options: RayOptions) -> tuple[int, float]:
     if not actors or (actors * each > gpus and not grows):
         raise BulkError(f"there are {gpus:g} GPUs, and {max(1, actors)} x {each:g} are asked for")
     return actors, each
+
+
+def _device(settings: Settings, options: RayOptions, gpus: float) -> str:
+    """What a detector runs on that was given so many GPUs: Ray does not hide the others from it."""
+    if gpus and settings.device != "cpu":
+        return "cuda"  # which one, Ray says
+    return "cpu" if options.gpus_per_actor == 0 else settings.device
 
 
 def _resources() -> dict[str, float]:

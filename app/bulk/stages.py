@@ -252,8 +252,10 @@ class Scoring:
         except Exception as error:  # noqa: BLE001  (told by each call)
             self._failure = gave_up(error)
             return
-        if (detector.about.sha256, detector.about.canvases) != (about.sha256, about.canvases):
-            self._failure = BulkError("machines of the cluster have different checkpoints")
+        if detector.about.identity != about.identity:
+            self._failure = BulkError(
+                "machines of the cluster have different checkpoints or towers"
+            )
             return
         self._detector = detector
         self._scorer = Scorer(detector, settings, Metrics())

@@ -39,11 +39,6 @@ def fleet(about: About, decoding: Handle, scoring: Handle) -> BackendFactory:
     return lambda _, metrics: FleetBackend(about, decoding, scoring, metrics)
 
 
-def model_of(about: About) -> tuple[str, str, str]:
-    """What scores depend on: verdicts are taken elsewhere, by the cuts of one such model."""
-    return about.sha256, about.backbone_sha256, about.canvases
-
-
 class FleetBackend:
     """See `fleet`, and `app.backend.Backend`; whether replicas get on is for Ray to see to."""
 
@@ -98,7 +93,7 @@ class FleetBackend:
             scored.cancel()
             opened.cancel()
             raise
-        if model != model_of(self.about):
+        if model != self.about.identity:
             log.warning(
                 "a scorer has another checkpoint, tower or canvases than this ingress knows"
             )

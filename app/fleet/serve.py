@@ -20,7 +20,7 @@ from app.backend import Outcome
 from app.decoding.opening import open_upload
 from app.decoding.pool import Opened
 from app.errors import ApiError
-from app.fleet.backend import Handle, fleet, model_of
+from app.fleet.backend import Handle, fleet
 from app.fleet.front import OneRequestId
 from app.intake.uploads import Upload
 from app.local import Loader, load_detector, load_warm, make_decoders
@@ -184,14 +184,14 @@ class Scoring:
     async def __call__(
         self, opened: Opened | ApiError, identifier: str, explain: bool
     ) -> tuple[tuple[str, str, str], Outcome]:
-        """Score a picture; with what has scored it, see `model_of`.
+        """Score a picture; with what has scored it, see `About.identity`.
 
         Args:
             opened: by `Decoding`.
             identifier: of the request, for the log.
             explain: whether the score is to come with evidence.
         """
-        model = model_of(self._scorer.detector.about)
+        model = self._scorer.detector.about.identity
         if isinstance(opened, ApiError):
             return model, opened
         # Not after this one: were it the image that did it, it would be asked of another replica.

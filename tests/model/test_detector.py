@@ -80,8 +80,12 @@ def test_another_copy_of_the_tower_is_accepted_with_a_warning(
     other = tmp_path / "other.safetensors"
     save_file(tensors, other)
     with caplog.at_level(logging.WARNING):
-        Detector.load(checkpoint, backbone=other).warm_up([1, 3])
+        detector = Detector.load(checkpoint, backbone=other)
+        detector.warm_up([1, 3])
     assert "another copy" in caplog.text
+    usual = Detector.load(checkpoint, backbone=tiny_tower).about
+    assert usual.tower_sha256 == usual.backbone_sha256
+    assert detector.about.identity != usual.identity  # their scores are not to be mixed
 
 
 def test_bfloat16_keeps_the_score(checkpoint: Path, tiny_tower: Path) -> None:

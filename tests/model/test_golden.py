@@ -23,7 +23,7 @@ def tolerance(name: str) -> float:
 
 
 def away(name: str, engine: str, value: float) -> float:
-    """In log-odds; of int8, which each CPU rounds otherwise, from the float score if that is nearer."""
+    """In log-odds; of int8, which CPUs round each in its way, from the float score if nearer."""
     scores = GOLDEN[name]["scores"]
     known = {scores[engine], scores["torch float"]} if "int8" in engine else {scores[engine]}
     return min(abs(log_odds(value) - log_odds(score)) for score in known)

@@ -16,7 +16,7 @@ from app.bulk.parts import SCHEMA, Parts, Row
 from app.bulk.sources import Place, Span
 from app.bulk.store import BulkError
 
-RUN = {"sources": "s" * 64, "model": "m" * 64}
+RUN = {"sources": "s" * 64, "model": "m" * 64, "tower": "t" * 64}
 ROW = Row("a.jpg", "0" * 64, "real", 0.1, 0.3, 0.7, "f" * 64, ("few_patches",), "camera", None)
 FAILED = Row("b.jpg", None, None, None, 0.3, 0.7, "f" * 64, (), None, "not_found")
 
@@ -62,7 +62,13 @@ def test_where_a_part_begins_another_one_ends(out: str) -> None:
     assert not again.between(Place(20), Place(30))
 
 
-@pytest.mark.parametrize("name", ["sources", "model"])
+def test_a_part_that_does_not_say_which_tower_is_gone_on_with(out: str) -> None:
+    earlier = {name: RUN[name] for name in ("sources", "model")}
+    Parts(out, earlier, {}).write([ROW], span(0, 1))
+    assert parts(out).spans == [span(0, 1)]
+
+
+@pytest.mark.parametrize("name", ["sources", "model", "tower"])
 def test_another_run_is_refused_by_one_line(name: str, out: str) -> None:
     parts(out).write([ROW], span(0, 1))
     with pytest.raises(BulkError) as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.bulk import cluster
-from app.bulk.ray_data import RayOptions, _Ordered, _pool
+from app.bulk.ray_data import RayOptions, _device, _Ordered, _pool
 from app.bulk.sources import Place, Sources, Span
 from app.bulk.stages import FILES, Group, works_of
 from app.bulk.store import BulkError
@@ -130,3 +130,21 @@ def test_how_many_actors_there_are(
             assert _pool(settings, options) == (5, 1)
     else:
         assert _pool(settings, options) == pool
+
+
+@pytest.mark.parametrize(
+    ("device", "each", "given", "expected"),
+    [
+        ("auto", None, 0, "auto"),
+        ("auto", 0, 0, "cpu"),
+        ("cuda", 0, 0, "cpu"),
+        ("auto", None, 1, "cuda"),
+        ("cuda:1", 0.5, 0.5, "cuda"),
+        ("cpu", 0.5, 0.5, "cpu"),
+    ],
+)
+def test_where_a_detector_runs(
+    device: str, each: float | None, given: float, expected: str
+) -> None:
+    options = RayOptions(gpus_per_actor=each)
+    assert _device(Settings(device=device), options, given) == expected

@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError
 
 from app.backend import Outcome, Result
 from app.errors import ApiError
-from app.fleet.backend import FleetBackend, model_of
+from app.fleet.backend import FleetBackend
 from app.intake.uploads import Upload
 from app.metrics import Metrics
 from app.results import Passing
@@ -23,7 +23,7 @@ from tests.fakes import FakeDetector
 from tests.server.conftest import eventually
 
 ABOUT = FakeDetector.about
-MODEL = model_of(ABOUT)
+MODEL = ABOUT.identity
 RESULT = Result(
     Facts("JPEG", 80, 70, ()),
     None,
@@ -147,10 +147,10 @@ def test_a_bug_is_no_reason_to_ask_again(caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize(
-    "other", [{"sha256": "0" * 64}, {"backbone_sha256": "1" * 64}, {"canvases": "all"}]
+    "other", [{"sha256": "0" * 64}, {"tower_sha256": "1" * 64}, {"canvases": "all"}]
 )
 def test_no_verdict_is_taken_by_another_models_cuts(other: dict[str, Any]) -> None:
-    model = model_of(dataclasses.replace(ABOUT, **other))
+    model = dataclasses.replace(ABOUT, **other).identity
     refused = made(backend(Replicas(gives(None)), Replicas(gives((model, RESULT)))))
     assert isinstance(refused, ApiError)
     assert refused.code == "overloaded"

@@ -16,7 +16,6 @@ from ray.serve.schema import ServeDeploySchema
 from app.backend import Result
 from app.decoding.pool import Opened
 from app.errors import ApiError
-from app.fleet.backend import model_of
 from app.fleet.serve import _INNER, Decoding, Ingress, Scoring, _without_doors, application, build
 from app.settings import Settings, SettingsError
 from model.detector import Score
@@ -133,7 +132,7 @@ def test_a_scorer_scores_what_comes_at_once_in_one_batch() -> None:
         scoring = Scoring(settings, lambda _: fake)
         answers = await asyncio.gather(*(scoring(picture(v), "id", False) for v in (100, 101, 102)))
         for (model, outcome), value in zip(answers, (100, 101, 102), strict=True):
-            assert model == model_of(fake.about)
+            assert model == fake.about.identity
             assert isinstance(outcome, Result)
             assert outcome.score.value == pytest.approx(value / 255)
             assert outcome.timings.decode == 250
@@ -142,7 +141,7 @@ def test_a_scorer_scores_what_comes_at_once_in_one_batch() -> None:
         assert isinstance(poisoned, ApiError)
         assert poisoned.code == "inference_failed"
         error = ApiError("corrupt_image", "Damaged.")
-        assert await scoring(error, "id", False) == (model_of(fake.about), error)
+        assert await scoring(error, "id", False) == (fake.about.identity, error)
         assert await scoring.about() == fake.about
         scoring.check_health()
 
