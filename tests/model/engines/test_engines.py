@@ -14,18 +14,17 @@ from model.detector import Detector
 from model.engines import base, onnx_graph, openvino_graph, pytorch
 from model.engines.base import Engine, EngineError, int8_rows
 from model.engines.ranges import Ranges, activation_ranges
-from model.engines.registry import _NATIVE_INT8, ENGINES, make_engine
-from model.hardware import Runtime, cpu_has
+from model.engines.registry import ENGINES, make_engine
+from model.hardware import Runtime
 from model.network import NSNet
 from model.tower.sources import load_backbone
 from tests.conftest import CPU, TINY
+from tests.golden import NATIVE_INT8
 from tests.model.test_network import canvases
 
 AVX2 = {"avx2"}
 VNNI = AVX2 | {"avx512_vnni"}
 AMX = VNNI | {"amx_int8", "amx_bf16"}
-# Others sum pairs of int8 products in int16. Weights as large as the tiny tower's saturate there.
-NATIVE = cpu_has(*_NATIVE_INT8)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, native: set[str]) -> None:
@@ -121,7 +120,9 @@ def test_rows_are_rounded_to_int8_each_by_its_own_scale() -> None:
     assert (np.abs(values * scales - weight) <= scales / 2 * 1.001).all()
 
 
-@pytest.mark.skipif(not NATIVE, reason="sums of the tiny tower's products saturate on this CPU")
+@pytest.mark.skipif(
+    not NATIVE_INT8, reason="sums of the tiny tower's products saturate on this CPU"
+)
 def test_int8_has_fixed_scales_where_ranges_are_known(
     network: NSNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +180,7 @@ def test_int8_without_instructions_of_its_own_is_onnx_runtimes(
     engine = made()
     assert (engine.name, engine.precision) == ("onnxruntime", "int8")
     given = engine(pixels)
-    assert float((given - expected).norm() / expected.norm()) < (0.03 if NATIVE else 0.2)
+    assert float((given - expected).norm() / expected.norm()) < (0.03 if NATIVE_INT8 else 0.2)
     monkeypatch.setattr(base, "CPU_TOKENS", 3 * network.visual.positional_embedding.shape[0])
     assert torch.allclose(made()(pixels), given, atol=1e-5)  # in chunks
     network.visual.transformer.resblocks[0].ls_1 = torch.nn.Linear(1, 1)
