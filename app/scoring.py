@@ -74,9 +74,12 @@ class Scorer:
             max_wait_s=settings.max_wait_ms / 1000,
             stuck_after_s=settings.stuck_after_s,
         )
+        # Each is one thread for its own torch operations, too: cores are for the forward pass.
+        alone = functools.partial(use_threads, 1)
+        stuck_after_s = settings.stuck_after_s
         # Second looks are not cut behind first ones: their pictures came first.
-        self._first_looks = Workers("first look", settings.decoders(), settings.stuck_after_s)
-        self._looks = Workers("look", 1, settings.stuck_after_s)
+        self._first_looks = Workers("first look", settings.decoders(), stuck_after_s, alone)
+        self._looks = Workers("look", 1, stuck_after_s, alone)
         self._workers = (self._first_looks, self._looks)
 
     def start(self) -> None:

@@ -7,26 +7,25 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from model.hardware import use_threads
-
 T = TypeVar("T")
 
 
 class Workers:
     """Threads for one kind of work, done in the order in which it comes; one that hangs is seen.
 
-    Each is one thread for its own torch operations, too: cores are for the forward pass.
-
     Args:
         name: of the threads.
         threads: how many, started when they are first needed.
         stuck_after_s: work that takes longer than this hangs.
+        begin: called in each thread before its first work.
     """
 
-    def __init__(self, name: str, threads: int, stuck_after_s: float) -> None:
+    def __init__(
+        self, name: str, threads: int, stuck_after_s: float, begin: Callable[[], None] | None = None
+    ) -> None:
         self._starts: list[float] = []  # of the work under way
         self._stuck_after_s = stuck_after_s
-        self._pool = ThreadPoolExecutor(threads, name, initializer=use_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(threads, name, initializer=begin)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do it in one of the threads.

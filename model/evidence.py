@@ -9,16 +9,18 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from model.verdicts import Calibration, VerdictRules
-from model.views.patches import View
-from model.views.plan import Grounds, ViewPlan
-from model.views.windows import REDUCED_SIDE, Windows
+from model.views.view import View
+
+if TYPE_CHECKING:  # torch comes with them: another process is told of evidence without it
+    from model.views.plan import Grounds, ViewPlan
+    from model.views.windows import Windows
 
 Kind = Literal["first", "window", "reduced_window"]
 Heat = NDArray[np.float64]
@@ -159,7 +161,7 @@ def _kind_of_patches(plan: ViewPlan) -> Kind | None:
 def _kind_of_windows(windows: Windows) -> Kind | None:
     if not windows.reduced:
         return "window"
-    return "reduced_window" if min(windows.size) == REDUCED_SIDE else None
+    return "reduced_window" if windows.as_calibrated else None
 
 
 def _judged(

@@ -28,8 +28,9 @@ from model.verdicts import (
     Thresholds,
     VerdictRules,
 )
-from model.views.patches import PatchRule, View
+from model.views.patches import PatchRule
 from model.views.plan import Grounds
+from model.views.view import View
 from model.views.windows import cut_windows
 
 POISON = 13  # an image of this grey makes its batch fail

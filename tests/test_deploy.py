@@ -492,8 +492,8 @@ def test_the_server_starts_in_each_environment_that_ships(example: str, tmp_path
     server = Process([sys.executable, "-m", "tests.server.serve_fake"], **environment)
     try:
         url = server.url().replace("0.0.0.0", "127.0.0.1")  # noqa: S104
-        eventually(lambda: httpx.get(f"{url}/readyz").status_code == 200, 60)
-        assert httpx.get(f"{url}/model").status_code == (401 if file else 200)
+        eventually(lambda: httpx.get(f"{url}/readyz", timeout=30).status_code == 200, 60)
+        assert httpx.get(f"{url}/model", timeout=30).status_code == (401 if file else 200)
         server.terminate()
         assert server.exit_status() == 0
     finally:

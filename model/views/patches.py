@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from model.errors import ImageTooSmallError
+from model.views.view import View
 
 # Grey levels. A patch below this deviation (saturated sky, letterbox bar, white page) says nothing.
 FLAT_STD = 1.0
@@ -66,19 +67,6 @@ class PatchRule(BaseModel):
     def min_side(self) -> int:
         """Smallest accepted image side, pixels: one reflection then fills a canvas."""
         return self.canvas_size // 2
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What of an image a canvas shows.
-
-    Attributes:
-        box: (left, top, right, bottom) in pixels of the image; of several patches, around them.
-        entropy: spectral, nats, the mean over patches; None: none was taken.
-    """
-
-    box: tuple[int, int, int, int]
-    entropy: float | None
 
 
 @dataclass(frozen=True, slots=True)

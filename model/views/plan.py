@@ -20,13 +20,13 @@ from model.views.patches import (
     Candidates,
     PatchRule,
     Selection,
-    View,
     choose_patches,
     cut_candidates,
     select_patches,
     whole_image,
 )
 from model.views.quality import measure_quality
+from model.views.view import View
 from model.views.windows import Windows, cut_windows
 
 Logit = TypeVar("Logit", float, Tensor)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.views.patches import PatchRule, View, luma, mirrored, resized, spectral_entropy, spread
+from model.views.patches import PatchRule, luma, mirrored, resized, spectral_entropy, spread
+from model.views.view import View
 
 REDUCED_SIDE = 448
 """Shorter side, pixels, that a larger image is reduced to: traces are left there, and a window sees
@@ -36,6 +37,11 @@ class Windows:
     views: tuple[View, ...]
     size: tuple[int, int]
     reduced: bool
+
+    @property
+    def as_calibrated(self) -> bool:
+        """Whether the image was reduced as the images of the calibration `reduced_window` were."""
+        return self.reduced and min(self.size) == REDUCED_SIDE
 
 
 def cut_windows(image: Tensor, rule: PatchRule, most: int) -> Windows:

@@ -302,7 +302,7 @@ def test_a_service_open_to_all_says_so_once() -> None:
     try:
         url = server.ready()
         for _ in range(3):
-            assert httpx.post(f"{url}/detect", content=b"no image").status_code >= 400
+            assert httpx.post(f"{url}/detect", content=b"no image", timeout=30).status_code >= 400
         server.terminate()
         assert server.exit_status() == 0
     finally:

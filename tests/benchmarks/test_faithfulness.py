@@ -19,7 +19,7 @@ from benchmarks.faithfulness import (
 from model.data.manifest import AI, REAL, Row
 from model.detector import Detector
 from model.evidence import Evidence, Judged
-from model.views.patches import View
+from model.views.view import View
 from tests.conftest import CPU
 from tests.images import jpeg
 

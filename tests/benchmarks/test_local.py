@@ -25,7 +25,7 @@ def test_a_local_server_is_ready_bare_and_ends_with_its_block(
     with local_server(FAKE, max_queue="7", max_files="7") as server:
         assert server.ready_s > 0
         for _ in range(2):  # neither a key nor a rate nor a cache stands between
-            answer = httpx.post(f"{server.url}/detect", files={"file": jpeg()})
+            answer = httpx.post(f"{server.url}/detect", files={"file": jpeg()}, timeout=30)
             assert answer.status_code == 200
             assert not answer.json()["cached"]
         assert psutil.pid_exists(server.pid)

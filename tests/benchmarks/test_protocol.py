@@ -14,7 +14,8 @@ def test_each_server_speaks_its_protocol() -> None:
     statuses = {}
     for name in protocol.PROTOCOLS:
         with protocol.server(name) as local:
-            statuses[name] = httpx.post(local.url, headers=headers, content=b"x").status_code
+            answer = httpx.post(local.url, headers=headers, content=b"x", timeout=30)
+            statuses[name] = answer.status_code
     assert statuses == {"h11": 431, "httptools": 200}  # the bound is the service's own
 
 

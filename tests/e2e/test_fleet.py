@@ -87,6 +87,16 @@ def asked(url: str, seconds: float, image: Callable[[int], bytes]) -> list[int]:
         return [status for statuses in pool.map(one, range(4)) for status in statuses]
 
 
+@pytest.mark.parametrize("name", ["ingress", "decoding"])
+def test_torch_is_loaded_by_scorers_alone(url: str, name: str) -> None:
+    """The first request to each replica waited four seconds for it."""
+    picture = {"file": grey(0, (600, 450))}
+    answer = httpx.post(f"{url}/detect?explain=true", files=picture, timeout=60).json()
+    assert answer["evidence"]["heatmap"]
+    assert not [path for one in replicas(name) for path in _mapped(one) if "torch" in path.name]
+    assert [path for one in replicas("scoring") for path in _mapped(one) if "torch" in path.name]
+
+
 @pytest.mark.parametrize("name", ["decoding", "scoring"])
 def test_a_replica_that_is_killed_costs_no_request(url: str, name: str) -> None:
     def kill() -> None:

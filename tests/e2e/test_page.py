@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
@@ -741,7 +740,7 @@ def test_below_a_root_path(visit: Visit, path: str) -> None:
 
 def test_a_page_that_the_browser_has_kept_works(server: Running, visit: Visit) -> None:
     page = visit(server.url)
-    kept = httpx.get(server.url).headers["ETag"]
+    kept = server.get("/").headers["ETag"]
     page.reload()
     assert page.request.get(server.url, headers={"If-None-Match": kept}).status == 304
     page.reload()

@@ -78,7 +78,7 @@ def nginx(tmp_path: Path) -> Iterator[Callable[[int, list[int]], str]]:
 
 def answers_at(url: str) -> bool:
     try:
-        return httpx.get(url).status_code == 404  # which nginx says by itself
+        return httpx.get(url, timeout=30).status_code == 404  # which nginx says by itself
     except httpx.TransportError:
         return False
 

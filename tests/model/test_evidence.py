@@ -19,8 +19,9 @@ from model.evidence import (
     uneven,
 )
 from model.verdicts import Calibration, Calibrations, Margins, Thresholds, VerdictRules
-from model.views.patches import PatchRule, View
+from model.views.patches import PatchRule
 from model.views.plan import Grounds, ViewPlan
+from model.views.view import View
 from model.views.windows import cut_windows
 
 Box = tuple[int, int, int, int]

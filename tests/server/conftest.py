@@ -24,7 +24,7 @@ from app.main import create_app, make_server
 from app.service import Service
 from app.settings import Settings
 from tests.fakes import FakeDetector, shared_decoders
-from tests.server.fleet import fleet_of
+from tests.server.fleet import Asked, fleet_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -39,7 +39,7 @@ def eventually(condition: Callable[[], Any], seconds: float = 15) -> Any:
 
 
 @dataclass
-class Running:
+class Running(Asked):
     """A server in a thread."""
 
     url: str
@@ -49,16 +49,13 @@ class Running:
     loop: asyncio.AbstractEventLoop
     operations: str = ""  # URL of the operations port
 
-    def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, **options)
-
     def metric(self, line: str) -> float:
         match = re.search(rf"^{re.escape(line)} (\S+)$", self.exposition(), re.MULTILINE)
         return float(match.group(1)) if match else 0.0
 
     def exposition(self) -> str:
         """All metrics, of this server alone and from its start."""
-        return httpx.get(f"{self.url}/metrics").text
+        return self.get("/metrics").text
 
     def ours(self) -> None:
         """What is tested from here on is how this server itself speaks HTTP, or logs."""
@@ -126,7 +123,7 @@ def running(
         ]
         one.operations = others[0] if others else ""
         if load_now:
-            eventually(lambda: httpx.get(f"{one.url}/readyz").status_code == 200)
+            eventually(lambda: one.get("/readyz").status_code == 200)
         yield one
     finally:
         loading.set()
@@ -177,7 +174,7 @@ class Process:
 
     def ready(self, seconds: float = 60) -> str:
         url = self.url(seconds)
-        eventually(lambda: httpx.get(f"{url}/readyz").status_code == 200, seconds)
+        eventually(lambda: httpx.get(f"{url}/readyz", timeout=30).status_code == 200, seconds)
         return url
 
     def terminate(self) -> None:

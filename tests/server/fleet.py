@@ -20,14 +20,26 @@ from app.settings import Settings
 from tests.fakes import load_fake
 
 
-class Fleet:
+class Asked:
+    """What is asked over HTTP, by clients with more patience than httpx has: machines are busy."""
+
+    url: str
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", timeout=30, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", timeout=30, **options)
+
+
+class Fleet(Asked):
     """The application on a cluster of this machine; see `conftest.Running`."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-
-    def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, **options)
 
     def metric(self, _: str) -> NoReturn:
         """Each ingress has its own, and they go on from test to test."""

@@ -24,7 +24,7 @@ def grey(value: int, size: tuple[int, int] = (80, 70)) -> bytes:
 
 def test_a_multipart_upload_answers_the_contract(server: Running) -> None:
     data = grey(204)
-    answer = httpx.post(f"{server.url}/detect", files={"file": ("secret name.png", data)})
+    answer = server.post("/detect", files={"file": ("secret name.png", data)})
     assert answer.status_code == 200
     body = answer.json()
     assert body.pop("id") == answer.headers["X-Request-ID"]
@@ -54,24 +54,19 @@ def test_a_multipart_upload_answers_the_contract(server: Running) -> None:
 
 
 def test_a_raw_body_and_a_wrong_content_type_are_judged_by_content(server: Running) -> None:
-    answer = httpx.post(
-        f"{server.url}/detect", content=grey(26), headers={"Content-Type": "image/jpeg"}
-    )
+    answer = server.post("/detect", content=grey(26), headers={"Content-Type": "image/jpeg"})
     assert answer.json()["verdict"] == "real"
     assert answer.json()["image"]["format"] == "PNG"
 
 
 def test_a_threshold_is_one_cut(server: Running) -> None:
     for threshold, verdict in ((0.4, "ai_generated"), (0.6, "real")):
-        body = httpx.post(
-            f"{server.url}/detect", params={"threshold": threshold}, files={"file": grey(128)}
+        body = server.post(
+            "/detect", params={"threshold": threshold}, files={"file": grey(128)}
         ).json()
         assert body["verdict"] == verdict
         assert body["thresholds"] == {"real_below": threshold, "ai_above": threshold}
-    assert (
-        httpx.post(f"{server.url}/detect", files={"file": grey(128)}).json()["verdict"]
-        == "uncertain"
-    )
+    assert server.post("/detect", files={"file": grey(128)}).json()["verdict"] == "uncertain"
 
 
 def test_the_request_id_is_the_callers_where_it_is_sane(server: Running) -> None:
@@ -88,7 +83,7 @@ def test_the_request_id_is_the_callers_where_it_is_sane(server: Running) -> None
 
 def test_a_batch_keeps_order_and_isolates_errors(server: Running) -> None:
     files = [("a.png", grey(10)), ("b", b"not an image"), ("c.png", grey(13)), ("d.png", grey(250))]
-    answer = httpx.post(f"{server.url}/detect/batch", files=[("files", f) for f in files])
+    answer = server.post("/detect/batch", files=[("files", f) for f in files])
     assert answer.status_code == 200
     body = answer.json()
     assert [r["index"] for r in body["results"]] == [0, 1, 2, 3]
@@ -114,10 +109,10 @@ def test_not_even_debugging_logs_an_image_or_its_name(
 
     with caplog.at_level("DEBUG"):
         for data in images:
-            answer = httpx.post(f"{server.url}/detect", files={"file": ("hidden name", data)})
+            answer = server.post("/detect", files={"file": ("hidden name", data)})
             assert answer.status_code == 200
         monkeypatch.setattr(server.service.desk, "model", broken)  # a bug, for once
-        answer = httpx.post(f"{server.url}/detect", files={"file": ("hidden name", images[0])})
+        answer = server.post("/detect", files={"file": ("hidden name", images[0])})
         assert answer.status_code == 500
     assert "unexpected RuntimeError" in caplog.text
     assert "in answer" in caplog.text
@@ -140,8 +135,8 @@ def test_no_charset_that_a_form_declares_is_looked_up(
         return lookup(encoding)
 
     monkeypatch.setattr(codecs, "lookup", recorded)
-    answer = httpx.post(
-        f"{server.url}/detect/batch",
+    answer = server.post(
+        "/detect/batch",
         content=b'--x y\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n'
         % name
         + grey(250)
@@ -155,7 +150,7 @@ def test_no_charset_that_a_form_declares_is_looked_up(
 
 def test_a_boundary_that_closes_its_own_quotes_is_none(server: Running) -> None:
     kind = r'multipart/form-data; boundary="x\"; charset=nobodys; y=\""'
-    answer = httpx.post(f"{server.url}/detect", content=b"", headers={"Content-Type": kind})
+    answer = server.post("/detect", content=b"", headers={"Content-Type": kind})
     assert answer.json()["code"] == "malformed_multipart"
     assert "nobodys" not in encodings._cache
 
@@ -186,7 +181,7 @@ def test_concurrent_uploads_share_forwards(server: Running) -> None:
     scores: dict[int, float] = {}
 
     def post(value: int) -> None:
-        body = httpx.post(f"{server.url}/detect", files={"file": grey(value)}, timeout=30).json()
+        body = server.post("/detect", files={"file": grey(value)}).json()
         scores[value] = body["score"]
 
     first, *others = [threading.Thread(target=post, args=(v,)) for v in range(100, 112)]
@@ -238,14 +233,10 @@ def test_a_threshold_changes_neither_the_score_nor_how_often_an_image_is_looked_
 def test_a_threshold_never_accuses_by_one_look_of_several(server: Running) -> None:
     """What a glance settles for the model's cuts is not settled for another."""
     for value, verdict in ((GLANCED, "uncertain"), (GLANCED + 1, "ai_generated")):
-        body = httpx.post(
-            f"{server.url}/detect", params={"threshold": 0.1}, files={"file": grey(value)}
-        ).json()
+        body = server.post("/detect", params={"threshold": 0.1}, files={"file": grey(value)}).json()
         assert body["verdict"] == verdict
         assert body["thresholds"] == {"real_below": 0.1, "ai_above": 0.1}
-    body = httpx.post(
-        f"{server.url}/detect", params={"threshold": 0.5}, files={"file": grey(GLANCED)}
-    ).json()
+    body = server.post("/detect", params={"threshold": 0.5}, files={"file": grey(GLANCED)}).json()
     assert body["verdict"] == "real"
 
 
@@ -320,7 +311,7 @@ def test_a_doubtful_image_is_looked_at_twice_and_answered_once(server: Running) 
 
 def test_without_a_cache_every_upload_is_scored(server: Running) -> None:
     for _ in range(2):
-        body = httpx.post(f"{server.url}/detect", files={"file": grey(128)}).json()
+        body = server.post("/detect", files={"file": grey(128)}).json()
         assert body["cached"] is False
     assert len(server.fake.batches) == 2
 
@@ -405,9 +396,7 @@ def test_no_image_touches_the_disk_or_the_log(
     data = jpeg(2400, 1800)
     assert len(data) > 2_000_000
     with caplog.at_level("DEBUG"):
-        answer = httpx.post(
-            f"{server.url}/detect", files={"file": ("secret-name.jpg", data)}, timeout=30
-        )
+        answer = server.post("/detect", files={"file": ("secret-name.jpg", data)}, timeout=30)
     assert answer.status_code == 200
     assert "request" in caplog.text
     assert "secret-name" not in caplog.text
@@ -417,5 +406,5 @@ def test_the_forward_has_its_threads_though_decoders_have_one() -> None:
     """Decoders set theirs to one, and torch's number is half global, half per thread."""
     with running(torch_threads=2) as server:
         for _ in range(2):
-            httpx.post(f"{server.url}/detect", files={"file": grey(128)}).raise_for_status()
+            server.post("/detect", files={"file": grey(128)}).raise_for_status()
             assert server.fake.threads == 2

@@ -22,7 +22,7 @@ def halves(width: int = 600, height: int = 450) -> bytes:
 
 
 def ask(server: Running, data: bytes, **query: str) -> httpx.Response:
-    return httpx.post(f"{server.url}/detect", content=data, params=query)
+    return server.post("/detect", content=data, params=query)
 
 
 def test_evidence_says_where_and_changes_nothing_else(server: Running) -> None:
@@ -92,7 +92,7 @@ def test_it_can_be_switched_off() -> None:
         assert (refused.status_code, refused.json()["code"]) == (422, "validation_error")
         assert "switched off" in refused.json()["detail"]
         assert ask(server, halves(), explain="false").status_code == 200
-        assert httpx.get(f"{server.url}/model").json()["limits"]["explained"] is None
+        assert server.get("/model").json()["limits"]["explained"] is None
 
 
 def test_it_takes_sixteen_places_and_such_have_half_of_all(server: Running) -> None:
@@ -128,13 +128,13 @@ def test_a_rate_counts_it_as_sixteen() -> None:
         assert ask(server, halves(), explain="true").status_code == 200
         assert ask(server, halves(), explain="true").status_code == 429
         assert ask(server, halves()).status_code == 200
-        assert httpx.get(f"{server.url}/model").json()["limits"]["explained"] == 16
+        assert server.get("/model").json()["limits"]["explained"] == 16
 
 
 def test_where_a_rate_has_no_room_for_it_nobody_is_offered_it() -> None:
     with running(rate_limit_per_minute=15) as server:
         assert ask(server, halves(), explain="true").status_code == 422
-        assert httpx.get(f"{server.url}/model").json()["limits"]["explained"] is None
+        assert server.get("/model").json()["limits"]["explained"] is None
 
 
 def test_evidence_is_kept_beside_the_plain_answer() -> None:

@@ -443,26 +443,22 @@ def test_what_a_form_does_wrong_is_named() -> None:
     ],
 )
 def test_a_body_of_no_type_is_what_its_content_says(server: Running, kind: dict[str, str]) -> None:
-    answer = httpx.post(f"{server.url}/detect", content=grey(204), headers=kind)
+    answer = server.post("/detect", content=grey(204), headers=kind)
     assert answer.json()["image"]["format"] == "PNG"
-    problem(
-        httpx.post(f"{server.url}/detect", content=b"text", headers=kind),
-        415,
-        "unsupported_media_type",
-    )
+    problem(server.post("/detect", content=b"text", headers=kind), 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize(("path", "field"), [("/detect", "file"), ("/detect/batch", "files")])
 def test_a_query_parameter_is_never_ignored(server: Running, path: str, field: str) -> None:
     for query in ("treshold=0.5", "threshold=0.5&treshhold=1", "", "threshold=0.5&threshold=0.6"):
-        answer = httpx.post(f"{server.url}{path}?{query}", files={field: grey(1)})
+        answer = server.post(f"{path}?{query}", files={field: grey(1)})
         if not query:
             assert answer.status_code == 200
             continue
         detail = problem(answer, 422, "validation_error")["detail"]
         assert "`threshold`" in detail
         assert "tresh" not in detail
-    answer = httpx.post(f"{server.url}{path}?threshold=secret", files={field: grey(1)})
+    answer = server.post(f"{path}?threshold=secret", files={field: grey(1)})
     detail = problem(answer, 422, "validation_error")["detail"]
     assert detail == "`threshold` is a number from 0 to 1."
 
@@ -493,7 +489,7 @@ def test_head_is_answered_wherever_get_is(server: Running) -> None:
 def test_a_proxy_may_strip_its_prefix_or_not(given: str) -> None:
     with running(root_path=given) as server, server.client() as client:
         for prefix in ("", "/nsnet"):
-            assert client.get(f"{prefix}/livez").status_code == 200
+            assert client.get(f"{prefix}/livez", timeout=30).status_code == 200
             answer = client.post(f"{prefix}/detect", files={"file": grey(204)})
             assert answer.json()["verdict"] == "ai_generated"
             problem(client.get(f"{prefix}/nowhere"), 404, "not_found")
@@ -516,13 +512,13 @@ def test_the_unspecified_ipv6_address_is_both_families() -> None:
         server.ours()
         port = server.url.rpartition(":")[2]
         for address in ("127.0.0.1", "[::1]"):
-            assert httpx.get(f"http://{address}:{port}/livez").status_code == 200
+            assert httpx.get(f"http://{address}:{port}/livez", timeout=30).status_code == 200
 
 
 def test_operations_have_a_port_of_their_own_where_one_is_set() -> None:
     with (
         running(operations_port=0, allowed_hosts="nsnet.example") as server,
-        httpx.Client(base_url=server.operations) as operations,
+        httpx.Client(base_url=server.operations, timeout=30) as operations,
         server.client() as public,
     ):
         public.headers["Host"] = "nsnet.example"

@@ -91,7 +91,7 @@ def test_tritons_client_gets_what_detect_answers(
 ) -> None:
     files = [jpeg(300, 200, seed) for seed in range(3)]
     files += [grey(value) for value in (10, DOUBTFUL, BLURRED, 250)]
-    said = [httpx.post(f"{server.url}/detect", files={"file": file}).json() for file in files]
+    said = [server.post("/detect", files={"file": file}).json() for file in files]
     result = client.infer(MODEL, images(files), request_id="42")
     assert result.get_response()["id"] == "42"
     assert result.get_response()["model_version"] == "1.2.3"

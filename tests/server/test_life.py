@@ -54,7 +54,10 @@ def test_settings_of_other_servers_change_nothing(
     folder = tmp_path / "multiprocess"
     server = process(WEB_CONCURRENCY="many", PROMETHEUS_MULTIPROC_DIR=str(folder))
     url = server.ready()
-    assert 'http_requests_total{method="GET",route="/readyz"' in httpx.get(f"{url}/metrics").text
+    assert (
+        'http_requests_total{method="GET",route="/readyz"'
+        in httpx.get(f"{url}/metrics", timeout=30).text
+    )
     server.terminate()
     assert server.exit_status() == 0
     assert not folder.exists()
@@ -143,10 +146,9 @@ def test_a_log_that_is_no_terminal_is_json_line_by_line(process: Callable[..., P
     headers = {"Authorization": f"Bearer {KEY}", "X-Request-ID": "mine"}
     name = "holiday-in-rome.jpg"
     files = {"file": (name, jpeg())}
-    assert (
-        httpx.post(f"{url}/detect?threshold=0.5", files=files, headers=headers).status_code == 200
-    )
-    assert httpx.post(f"{url}/detect", files=files).status_code == 401
+    asked = f"{url}/detect?threshold=0.5"
+    assert httpx.post(asked, files=files, headers=headers, timeout=30).status_code == 200
+    assert httpx.post(f"{url}/detect", files=files, timeout=30).status_code == 401
     server.terminate()
     assert server.exit_status() == 0
     text = "".join(server.log)
@@ -242,7 +244,7 @@ def test_the_audit_log_can_be_standard_output(tmp_path: Path) -> None:
     server = Process(["sh", "-c", command, sys.executable, str(out)], NSNET_AUDIT_LOG="-")
     try:
         url = server.ready()
-        httpx.post(f"{url}/detect", files={"file": jpeg()})
+        httpx.post(f"{url}/detect", files={"file": jpeg()}, timeout=30)
         server.terminate()
         assert server.exit_status() == 0
     finally:

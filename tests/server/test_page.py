@@ -2,7 +2,6 @@
 
 import re
 
-import httpx
 import pytest
 
 from app.routes.page import POLICY
@@ -66,7 +65,7 @@ def test_head_and_other_methods(server: Running) -> None:
 
 
 def test_neither_the_page_nor_its_files_are_in_the_document(server: Running) -> None:
-    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    paths = server.get("/openapi.json").json()["paths"]
     assert not {"/", "/page"} & set(paths)
 
 
@@ -80,7 +79,7 @@ def test_the_page_asks_for_no_key() -> None:
 
 def test_the_page_is_there_while_the_model_is_loaded() -> None:
     with running(load_now=False) as server:
-        assert httpx.get(server.url).status_code == 200
+        assert server.get("/").status_code == 200
 
 
 def test_the_page_is_off_where_its_setting_is() -> None:
@@ -90,9 +89,9 @@ def test_the_page_is_off_where_its_setting_is() -> None:
 
 
 def test_the_page_links_to_the_documentation_where_there_is_one(server: Running) -> None:
-    assert "docs" in links(httpx.get(server.url).text)
+    assert "docs" in links(server.get("/").text)
     with running(docs=False) as other:
-        assert "docs" not in links(httpx.get(other.url).text)
+        assert "docs" not in links(other.get("/").text)
 
 
 def test_below_a_root_path_links_hold_with_and_without_a_slash() -> None:

@@ -17,11 +17,12 @@ from app.backend import Result
 from app.decoding.pool import Opened
 from app.errors import ApiError
 from app.fleet.serve import _INNER, Decoding, Ingress, Scoring, _without_doors, application, build
+from app.schemas import TimingsOut
 from app.settings import Settings, SettingsError
 from model.detector import Score
 from model.images import Facts, Picture
 from model.verdicts import Reason
-from tests.fakes import POISON, FakeDetector, load_fake
+from tests.fakes import POISON, FakeDetector, evidence_from, grounds_of, load_fake
 from tests.images import jpeg
 from tests.server.conftest import ROOT, eventually
 from tests.server.test_detect import grey
@@ -213,14 +214,56 @@ def test_what_is_deployed_is_what_there_is(path: Path) -> None:
     assert application(SETTINGS, load_fake)
 
 
-def test_an_ingress_knows_scores_without_torch() -> None:
-    """It took a gigabyte in each."""
-    score = Score(0.5, 0.0, 1, (Reason.LOW_QUALITY,))
+@pytest.mark.process
+def test_an_ingress_answers_without_torch() -> None:
+    """It took a gigabyte in each, and with the first request four seconds."""
+    grounds = grounds_of(np.zeros((450, 600, 3), np.uint8))
+    score = Score(0.5, 0.0, 1, (Reason.LOW_QUALITY,), evidence=evidence_from(grounds, 26))
+    timings = TimingsOut(decode=0, patches=0, queue=0, inference=0)
+    result = Result(Facts("JPEG", 600, 450, ()), None, score, timings)
     code = f"""
-import pickle, sys
-import app.fleet.serve
-about, score = pickle.loads({pickle.dumps((FakeDetector.about, score))!r})
-assert about.verdict(score).value == "uncertain"
+import asyncio, pickle, sys
+import httpx
+from app.fleet.serve import create_app, fleet
+from app.settings import Settings
+
+class Handle:
+    def remote(self, *_):
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result((about.identity, result))
+        return answer
+
+about, result = pickle.loads({pickle.dumps((FakeDetector.about, result))!r})
+
+async def run():
+    app = create_app(Settings(), fleet(about, Handle(), Handle()))
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://ingress") as client,
+    ):
+        while (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.01)
+        answer = (await client.post("/detect?explain=true", content=b"picture")).json()
+        assert answer["verdict"] == "uncertain", answer
+        assert answer["evidence"]["heatmap"]["image"]
+
+asyncio.run(run())
+assert not {{"torch", "sklearn"}} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+@pytest.mark.process
+def test_a_decoder_decodes_without_torch() -> None:
+    """Likewise."""
+    code = f"""
+import asyncio, sys
+from app.fleet.serve import Decoding
+from app.settings import Settings
+
+opened = asyncio.run(Decoding(Settings())({jpeg(80, 70)!r}, 64, "id"))
+assert opened.picture.facts.width == 80
 assert not {{"torch", "sklearn"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
