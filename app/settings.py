@@ -40,6 +40,34 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
+# What decoding and scoring go by, wherever they are done; all else is about serving.
+_BACKEND = frozenset(
+    {
+        "backbone",
+        "backbone_sha256",
+        "canvases",
+        "checkpoint",
+        "deadline_s",
+        "decode_cpu_s",
+        "decode_workers",
+        "device",
+        "dtype",
+        "engine",
+        "log_format",
+        "log_level",
+        "max_aspect",
+        "max_batch",
+        "max_pixels",
+        "max_upload_bytes",
+        "max_wait_ms",
+        "precision",
+        "provenance",
+        "torch_threads",
+        "trust_anchors",
+    }
+)
+
+
 class SettingsError(Exception):
     """The environment holds what no setting allows."""
 
@@ -329,6 +357,15 @@ class Settings(BaseSettings):
         """Seconds after which a thread that works on one image hangs."""
         # Twice the deadline after which nobody waits for it, and some for a slow disk.
         return 2 * self.deadline_s + 30
+
+    def for_backend(self) -> "Settings":
+        """These, what is about serving as by default: no keys, and nothing to be audited."""
+        fields = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in Settings.model_fields.items()
+            if name not in _BACKEND
+        }
+        return self.model_copy(update=fields)
 
     def runtime(self) -> Runtime:
         """Where and how the tower runs.

@@ -68,9 +68,7 @@ def run_bulk(
         StuckError: nor can this process end by itself.
         ModelError: the detector cannot be loaded.
     """
-    # Nobody is served: keys are not read, and nothing is audited.
-    unserved = {"api_keys": (), "api_keys_file": None, "audit_log": ""}
-    settings = settings.model_copy(update=unserved)
+    settings = settings.for_backend()
     with (factory or local_engine())(settings) as engine:
         about = engine.about
         parts = Parts(

@@ -52,7 +52,7 @@ def application(
         decoding: options of that deployment, over its own.
         scoring: likewise.
     """
-    inner = settings and _without_doors(settings)
+    inner = settings and settings.for_backend()  # where only doors change, no scorer loads anew
     decoders = _deployment(Decoding, "decoding", 2, decoding).bind(inner)
     scorers = _deployment(Scoring, "scoring", 64, scoring).bind(inner, load)
     front = _deployment(serve.ingress()(Ingress), "ingress", 1000, None)
@@ -65,43 +65,6 @@ def build(_: dict[str, str]) -> serve.Application:
 
 
 _DRAIN_S = 75.0  # above twice the deadline: of a replica that is not needed, no request is cut off
-
-# What decoders and scorers go by; keys, and all else of the doors, are the ingresses' alone.
-_INNER = frozenset(
-    {
-        "backbone",
-        "backbone_sha256",
-        "canvases",
-        "checkpoint",
-        "deadline_s",
-        "decode_cpu_s",
-        "decode_workers",
-        "device",
-        "dtype",
-        "engine",
-        "log_format",
-        "log_level",
-        "max_aspect",
-        "max_batch",
-        "max_pixels",
-        "max_upload_bytes",
-        "max_wait_ms",
-        "precision",
-        "provenance",
-        "torch_threads",
-        "trust_anchors",
-    }
-)
-
-
-def _without_doors(settings: Settings) -> Settings:
-    """The settings, those of doors as by default: where only they change, no scorer loads anew."""
-    fields = {
-        name: field.get_default(call_default_factory=True)
-        for name, field in Settings.model_fields.items()
-        if name not in _INNER
-    }
-    return settings.model_copy(update=fields)
 
 
 def _deployment(

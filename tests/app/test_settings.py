@@ -1,14 +1,29 @@
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from app.settings import Settings, SettingsError, describe_settings, load_settings, own_api_key
+from app.backend import Outcome, Result
+from app.intake.uploads import Upload
+from app.local import LocalBackend, load_detector
+from app.metrics import Metrics
+from app.settings import (
+    _BACKEND,
+    Settings,
+    SettingsError,
+    describe_settings,
+    load_settings,
+    own_api_key,
+)
 from benchmarks.signing import authority, stranger
 from model.images import Limits
+from tests.fakes import FakeDetector
+from tests.images import jpeg
 from tests.server.conftest import Process
 
 KEY = "0123456789abcdef"
@@ -391,3 +406,45 @@ def test_settings_are_read_without_torch_and_scikit_learn() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_backend_is_told_nothing_about_serving() -> None:
+    """Keys went to every decoder; and for a door's setting all scorers would load anew."""
+    settings = Settings(
+        api_keys="press:0123456789abcdef0123",
+        audit_log="-",
+        max_queue=7,
+        max_files=7,
+        max_pixels=999_999,
+    )
+    inner = settings.for_backend()
+    assert inner.max_pixels == 999_999
+    assert inner == Settings(max_pixels=999_999)
+
+
+def test_what_a_backend_asks_for_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that is missing in the list would be the default's on a fleet, and in bulk."""
+    asked = set[str]()
+
+    class Watched(Settings):
+        def __getattribute__(self, name: str) -> Any:
+            asked.add(name)
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr("model.detector.Detector.load", lambda *_, **__: FakeDetector())
+    settings = Watched()
+
+    async def run() -> Outcome:
+        backend = LocalBackend(settings, Metrics(), load_detector, None)
+        backend.load()
+        backend.start()
+        upload = Upload()
+        upload.add(jpeg())
+        try:
+            return await backend.make(upload, "id", explain=False)
+        finally:
+            backend.stop()
+
+    assert isinstance(asyncio.run(run()), Result)
+    asked &= Settings.model_fields.keys()
+    assert {"max_pixels", "decode_cpu_s", "checkpoint", "dtype"} < asked <= _BACKEND

@@ -4,11 +4,13 @@ Tests that reach into the server's process, its sockets or its end are skipped: 
 its own.
 """
 
+import atexit
 import contextlib
 import functools
 import itertools
 import os
 import pickle
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -89,6 +91,8 @@ def cluster() -> str:
 
     from tests.server.conftest import free_ports
 
+    overflow = tempfile.mkdtemp("", "ray-overflow-", "/dev/shm")
+    atexit.register(shutil.rmtree, overflow, ignore_errors=True)
     # The driver's own prints of the workers' logs would drown the report.
     ray.init(
         "local",  # whatever else runs here
@@ -96,7 +100,7 @@ def cluster() -> str:
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=300 << 20,
-        object_spilling_directory=tempfile.mkdtemp("", "ray-overflow-", "/dev/shm"),
+        object_spilling_directory=overflow,
     )
     [port] = free_ports(1)
     serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -16,7 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 from app.backend import Result
 from app.decoding.pool import Opened
 from app.errors import ApiError
-from app.fleet.serve import _INNER, Decoding, Ingress, Scoring, _without_doors, application, build
+from app.fleet.serve import Decoding, Ingress, Scoring, application, build
 from app.schemas import TimingsOut
 from app.settings import Settings, SettingsError
 from model.detector import Score
@@ -267,21 +267,3 @@ assert opened.picture.facts.width == 80
 assert not {{"torch", "sklearn"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
-
-
-def test_keys_are_sent_to_no_decoder_and_no_scorer() -> None:
-    settings = Settings(
-        api_keys="press:0123456789abcdef0123",
-        audit_log="-",
-        max_queue=7,
-        max_files=7,
-        max_pixels=999_999,
-    )
-    inner = _without_doors(settings)
-    assert inner.max_pixels == 999_999
-    assert (inner.api_keys, inner.audit_log, inner.max_queue) == (
-        Settings().api_keys,
-        Settings().audit_log,
-        Settings().max_queue,
-    )
-    assert Settings.model_fields.keys() >= _INNER
