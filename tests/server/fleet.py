@@ -12,7 +12,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import httpx
@@ -38,10 +38,19 @@ class Asked:
 
 
 class Fleet(Asked):
-    """The application on a cluster of this machine; see `conftest.Running`."""
+    """The application on a cluster of this machine; see `conftest.Running`.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    Args:
+        deploy: gives its URL; called where that is asked for: many tests are skipped before, and
+            others deploy something else in between.
+    """
+
+    def __init__(self, deploy: Callable[[], str]) -> None:
+        self._deploy = deploy
+
+    @property
+    def url(self) -> str:  # type: ignore[override]
+        return self._deploy()
 
     def metric(self, _: str) -> NoReturn:
         """Each ingress has its own, and they go on from test to test."""
@@ -52,7 +61,7 @@ class Fleet(Asked):
         pytest.skip("counts what one server did")
 
     def ours(self) -> NoReturn:
-        """Ray's proxies have headers of their own."""
+        """Ray has proxies of its own, and processes that no test reaches into."""
         pytest.skip("is about how our own server speaks HTTP")
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -63,9 +72,8 @@ class Fleet(Asked):
 def fleet_of(settings: Settings, *, anew: bool) -> Iterator[Fleet]:
     """Deploy it, where the settings are others than before, or it is to know of nothing before."""
     if anew:
-        _deployed.cache_clear()
         settings = settings.model_copy(update={"cache_ttl_s": settings.cache_ttl_s + next(_MORE)})
-    yield Fleet(_deployed(pickle.dumps(settings)))
+    yield Fleet(functools.partial(_deployed, pickle.dumps(settings)))
 
 
 _MORE = itertools.count(1)
