@@ -160,7 +160,9 @@ async def _service(settings: Settings, detector: ServedDetector) -> AsyncIterato
     Raises:
         BulkError: it does not become ready.
     """
-    service = Service(settings, local(lambda _: detector))
+    # As on a cluster: no result is kept. Equal files that are under way at once share one.
+    unkept = settings.model_copy(update={"cache_size": 0})
+    service = Service(unkept, local(lambda _: detector))
     tidying: asyncio.Task[None] | None = None
     try:
         await service.start(lambda: None)

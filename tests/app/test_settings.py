@@ -447,4 +447,5 @@ def test_what_a_backend_asks_for_it_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert isinstance(asyncio.run(run()), Result)
     asked &= Settings.model_fields.keys()
-    assert {"max_pixels", "decode_cpu_s", "checkpoint", "dtype"} < asked <= _BACKEND
+    assert {"max_pixels", "decode_cpu_s", "checkpoint", "dtype"} < asked
+    assert asked | {"log_format", "log_level"} <= _BACKEND <= Settings.model_fields.keys()

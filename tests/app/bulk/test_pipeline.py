@@ -137,6 +137,17 @@ def test_whatever_is_wrong_with_an_image_it_has_a_row(tmp_path: Path) -> None:
     assert done.rows == len(rows(out)) == sum(done.said.values()) == len(files) + 4
 
 
+def test_what_is_listed_again_much_later_is_scored_again(album: Path, tmp_path: Path) -> None:
+    """As on a cluster, whose machines keep no results either."""
+    others = tmp_path / "others"  # so many that the first is not under way any more
+    others.mkdir()
+    for number in range(40):
+        (others / f"{number}.png").write_bytes(grey(150 + number))
+    fake = FakeDetector()
+    run(tmp_path / "out", album / "00.png", others, album / "00.png", fake=fake)
+    assert sum(fake.batches) == len(rows(tmp_path / "out")) == 42
+
+
 def test_settings_of_the_server_are_not_used(album: Path, tmp_path: Path) -> None:
     settings = Settings(
         decode_workers=1,
