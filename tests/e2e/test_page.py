@@ -267,7 +267,8 @@ def test_cancelling(server: Running, visit: Visit) -> None:
     page = visit(server.url)
     server.fake.gate.clear()
     sent = uploads(page)
-    choose(page, *greys(40))
+    with page.expect_request("**/detect/batch"):  # which comes after the count
+        choose(page, *greys(40))
     expect(page.locator("#count")).to_have_text("0 of 40 done")
     page.get_by_role("button", name="Cancel").click()
     done(page)
