@@ -103,7 +103,12 @@ def cluster() -> str:
     from tests.server.conftest import free_ports
 
     overflow = tempfile.mkdtemp("", "ray-overflow-", "/dev/shm")
-    atexit.register(shutil.rmtree, overflow, ignore_errors=True)
+
+    @atexit.register
+    def tidy() -> None:
+        ray.shutdown()  # which would come after, and make the folder anew
+        shutil.rmtree(overflow, ignore_errors=True)
+
     # The driver's own prints of the workers' logs would drown the report.
     ray.init(
         "local",  # whatever else runs here
