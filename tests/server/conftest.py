@@ -98,8 +98,7 @@ def running(
             pytest.skip("is about the life of a server's process")
         keyed = chosen.api_keys or chosen.api_keys_file
         chosen = chosen.model_copy(update={"allow_anonymous": not keyed})
-        with fleet_of(chosen, anew=cached) as fleet:
-            yield cast(Running, fleet)
+        yield cast(Running, fleet_of(chosen, anew=cached))
         return
     fake, loading = FakeDetector(), threading.Event()
     if load_now:

@@ -5,14 +5,13 @@ its own.
 """
 
 import atexit
-import contextlib
 import functools
 import itertools
 import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import httpx
@@ -71,12 +70,11 @@ class Fleet(Asked):
         pytest.skip(f"reaches into the server's process: {name}")
 
 
-@contextlib.contextmanager
-def fleet_of(settings: Settings, *, anew: bool) -> Iterator[Fleet]:
-    """Deploy it, where the settings are others than before, or it is to know of nothing before."""
+def fleet_of(settings: Settings, *, anew: bool) -> Fleet:
+    """One that is deployed where the settings are others, or it is to know of nothing before."""
     if anew:
         settings = settings.model_copy(update={"cache_ttl_s": settings.cache_ttl_s + next(_MORE)})
-    yield Fleet(functools.partial(_deployed, pickle.dumps(settings)))
+    return Fleet(functools.partial(_deployed, pickle.dumps(settings)))
 
 
 _MORE = itertools.count(1)
